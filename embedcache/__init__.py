@@ -1,0 +1,1 @@
+"""Frozen Earth-observation backbones, extracted once, compared and combined in seconds."""

@@ -1,0 +1,45 @@
+"""Feature stores on disk: plain Zarr groups with an identity, written all or nothing. Knows arrays, never models.
+
+Importing this needs numpy and zarr only; ``embedcache_stores.manifest`` alone needs neither.
+"""
+
+from embedcache_stores.errors import (
+    EmbedcacheError,
+    FingerprintMismatchError,
+    IncompleteStoreError,
+    NotAStoreError,
+    SampleIdMismatchError,
+    StoreError,
+    StoreLockedError,
+    StoreNotFoundError,
+    StoreWriteError,
+)
+from embedcache_stores.feature_store import FeatureStore, open_store
+from embedcache_stores.manifest import StoreManifest, find_stores, peek_manifest, read_manifest
+from embedcache_stores.schema import ArraySpec, LevelSpec, StoreSpec, fingerprint, ids_digest
+from embedcache_stores.writer import FeatureWriter, discard
+
+__all__ = [
+    "ArraySpec",
+    "EmbedcacheError",
+    "FeatureStore",
+    "FeatureWriter",
+    "FingerprintMismatchError",
+    "IncompleteStoreError",
+    "LevelSpec",
+    "NotAStoreError",
+    "SampleIdMismatchError",
+    "StoreError",
+    "StoreLockedError",
+    "StoreManifest",
+    "StoreNotFoundError",
+    "StoreSpec",
+    "StoreWriteError",
+    "discard",
+    "fingerprint",
+    "find_stores",
+    "ids_digest",
+    "open_store",
+    "peek_manifest",
+    "read_manifest",
+]

@@ -1,0 +1,63 @@
+"""Everything that embedcache raises on purpose.
+
+    EmbedcacheError                 one clear sentence for the user; the command line prints it and exits with 1
+    ├── StoreError                  something about a feature store on disk
+    │   ├── StoreNotFoundError      (FileNotFoundError) nothing there
+    │   ├── NotAStoreError          (ValueError) something is there, but embedcache did not write it
+    │   ├── IncompleteStoreError    extraction began and was never committed
+    │   ├── FingerprintMismatchError (ValueError) a store made from other inputs is in the way
+    │   ├── SampleIdMismatchError   (ValueError) stores that should hold the same samples do not
+    │   ├── StoreLockedError        another process is writing it
+    │   └── StoreWriteError         (OSError) the disk refused: full, read-only, gone
+    └── (embedcache.errors)         bad names, bands, weights, images, settings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EmbedcacheError(Exception):
+    """Base of every error with a sentence meant for the user."""
+
+
+class StoreError(EmbedcacheError):
+    """Something is wrong with a feature store."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """No feature store is at the path."""
+
+
+class NotAStoreError(StoreError, ValueError):
+    """The path holds something that embedcache did not write."""
+
+
+class IncompleteStoreError(StoreError):
+    """The store was begun but not committed: readers must not use it."""
+
+
+class FingerprintMismatchError(StoreError, ValueError):
+    """A store made from other inputs is at the path.
+
+    Attributes
+    ----------
+    differences : list of (field, stored value, asked value)
+        Every field of the provenance that differs, as dotted names.
+    """
+
+    def __init__(self, message: str, differences: Sequence[tuple[str, object, object]]) -> None:
+        super().__init__(message)
+        self.differences = list(differences)
+
+
+class SampleIdMismatchError(StoreError, ValueError):
+    """Stores that must hold the same samples in the same order do not."""
+
+
+class StoreLockedError(StoreError):
+    """Another process is writing this store."""
+
+
+class StoreWriteError(StoreError, OSError):
+    """The file system refused a write; what was durable before still is."""

@@ -1,0 +1,206 @@
+"""What a feature store holds, as plain frozen facts. No I/O here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+SCHEMA_VERSION: Final = 1
+SAMPLE_DIM: Final = "sample"
+STRING: Final = "string"
+COORDINATES: Final = ("sample_id", "split", "lat", "lon", "time")
+"""Columns that ``xr.open_zarr`` shows as coordinates, where a store has them."""
+
+Json: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelSpec:
+    """One feature map of a backbone; lists of levels are ordered finest first."""
+
+    index: int
+    channels: int
+    reduction: float
+    """Input pixels per feature pixel (timm's word): 4 for the first level of a Hiera, 16 for a ViT/16."""
+    height: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """Array name of this level in a store: ``level_0`` ..."""
+        return f"level_{self.index}"
+
+    def to_json(self) -> Json:
+        """Plain JSON form, the inverse of :meth:`from_json`."""
+        return {
+            "index": self.index,
+            "channels": self.channels,
+            "reduction": self.reduction,
+            "height": self.height,
+            "width": self.width,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LevelSpec:
+        """Build from :meth:`to_json`'s form."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """One array of a store, described without its leading ``sample`` axis."""
+
+    name: str
+    dims: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    dtype: str = "float16"
+    """A numpy dtype name, or ``"string"`` (columns only)."""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample's part, uncompressed (strings count as 32)."""
+        item = 32 if self.dtype == STRING else np.dtype(self.dtype).itemsize
+        return item * int(np.prod(self.shape, dtype=np.int64))
+
+    def to_json(self) -> Json:
+        """Plain JSON form, the inverse of :meth:`from_json`."""
+        return {
+            "name": self.name,
+            "dims": list(self.dims),
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "attrs": dict(self.attrs),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ArraySpec:
+        """Build from :meth:`to_json`'s form."""
+        return cls(
+            name=data["name"],
+            dims=tuple(data["dims"]),
+            shape=tuple(data["shape"]),
+            dtype=data["dtype"],
+            attrs=data["attrs"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec:
+    """Everything that must be known before the first row of a store is written."""
+
+    sample_ids: tuple[str, ...]
+    """Stable ids in row order; must be unique."""
+    arrays: tuple[ArraySpec, ...]
+    """Large arrays, one chunk per row group: pooled vectors, levels, masks."""
+    columns: tuple[ArraySpec, ...]
+    """Small per-sample values (split, label, lat ...), kept in the progress record and written whole at commit."""
+    provenance: Mapping[str, Any]
+    """All that decides the bytes; its hash is the fingerprint."""
+    rows_per_group: int
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Recorded but not part of the identity: device, library versions, batch size."""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    """Plain facts for readers: class names, task, levels."""
+
+    def __post_init__(self) -> None:
+        if self.rows_per_group < 1:
+            raise ValueError(f"rows_per_group must be at least 1, got {self.rows_per_group}")
+        names = [a.name for a in (*self.arrays, *self.columns)] + ["sample_id"]
+        if len(set(names)) != len(names):
+            raise ValueError(f"array names must be unique, got {sorted(names)}")
+
+    @property
+    def rows(self) -> int:
+        """Number of samples."""
+        return len(self.sample_ids)
+
+    @property
+    def groups(self) -> int:
+        """Number of row groups."""
+        return -(-self.rows // self.rows_per_group)
+
+    def group_rows(self, group: int) -> slice:
+        """Rows of one row group."""
+        start = group * self.rows_per_group
+        return slice(start, min(start + self.rows_per_group, self.rows))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample over all large arrays, uncompressed."""
+        return sum(a.row_bytes for a in self.arrays)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the store."""
+        return fingerprint(self.provenance)
+
+
+def canonical_json(data: object) -> str:
+    """JSON text that is equal for equal data, whatever the order of keys was.
+
+    Raises
+    ------
+    TypeError
+        If something is not plain JSON.
+    ValueError
+        If a number is NaN or infinite.
+    """
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def fingerprint(provenance: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON of all that decides a store's bytes."""
+    return hashlib.sha256(canonical_json(provenance).encode()).hexdigest()
+
+
+def ids_digest(sample_ids: Iterable[str]) -> str:
+    """SHA-256 (hex) of sample ids in order; equal digests mean the same samples in the same rows."""
+    digest = hashlib.sha256()
+    for sample_id in sample_ids:
+        raw = sample_id.encode()
+        digest.update(len(raw).to_bytes(4, "little"))  # the length keeps ["ab","c"] and ["a","bc"] apart
+        digest.update(raw)
+    return digest.hexdigest()
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """List (dotted field, stored value, asked value) wherever two provenances differ."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted({*stored, *asked}):
+        left, right = stored.get(key), asked.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append((f"{prefix}{key}", left, right))
+    return found
+
+
+def rows_per_group_for(row_bytes: int, rows: int, *, target_bytes: int = 32 << 20, most: int = 1024) -> int:
+    """Choose R, the rows of one row group: a power of two near ``target_bytes``.
+
+    Measured in ``docs/decisions/0002-store-layout.md``: chunks of 8-32 samples of maps, or of about a thousand pooled
+    vectors, are the friendliest to every reader. A store of few rows gets smaller groups, so that a kill loses at
+    most an eighth of the work.
+    """
+    wanted = max(1, min(target_bytes // max(row_bytes, 1), most, max(32, rows // 8)))
+    return 1 << (int(wanted).bit_length() - 1)
+
+
+def level_arrays(levels: Sequence[LevelSpec], dtype: str) -> tuple[ArraySpec, ...]:
+    """Array specs of feature maps, dims ``(sample, channel_i, y_i, x_i)`` on each level's native grid."""
+    return tuple(
+        ArraySpec(
+            name=level.name,
+            dims=(f"channel_{level.index}", f"y_{level.index}", f"x_{level.index}"),
+            shape=(level.channels, level.height, level.width),
+            dtype=dtype,
+            attrs={"long_name": f"feature map, level {level.index} (0 is the finest)", "reduction": level.reduction},
+        )
+        for level in levels
+    )
