@@ -1,0 +1,1 @@
+"""Backbones: frozen models, one family a file. Adding one is adding a file with ``SPECS``; nothing else is edited."""

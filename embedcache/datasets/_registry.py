@@ -1,0 +1,67 @@
+"""Opens datasets: ``geobench:PATH``, ``folder:PATH``, or a name under ``--data-root``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+import embedcache.datasets as package
+from embedcache.datasets._spec import DatasetKind, OpenOptions, SampleSource
+from embedcache.errors import DatasetError, unknown_name
+
+_SUITES = ("", "classification_v1.0", "segmentation_v1.0")
+_DEFAULTS = OpenOptions()
+
+
+@cache
+def list_kinds() -> MappingProxyType[str, DatasetKind]:
+    """Return every kind of dataset by name; reads no data."""
+    found: dict[str, DatasetKind] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        if not info.name.startswith("_"):
+            kind = importlib.import_module(f"{package.__name__}.{info.name}").KIND
+            found[kind.name] = kind
+    return MappingProxyType(found)
+
+
+def open_dataset(
+    reference: str, data_root: str | Path | None = None, options: OpenOptions = _DEFAULTS
+) -> SampleSource:
+    """Open a dataset.
+
+    Parameters
+    ----------
+    reference
+        ``KIND:PATH`` (``geobench:data/m-eurosat``, ``folder:chips/``, ``folder:chips.csv``), or the name of a folder
+        under ``data_root``: one with GEO-Bench partitions is opened as ``geobench``, any other as ``folder``.
+    data_root
+        Where named datasets lie, directly or under ``classification_v1.0/`` and ``segmentation_v1.0/``.
+
+    Raises
+    ------
+    UnknownNameError, DatasetError
+        With what was looked for, where, and what to do.
+    """
+    kind, colon, rest = reference.partition(":")
+    if colon:
+        if kind not in list_kinds():
+            raise unknown_name("dataset kind", kind, list_kinds(), "Write geobench:PATH or folder:PATH.")
+        return list_kinds()[kind].open(Path(rest).expanduser(), options)
+    if data_root is None:
+        raise DatasetError(
+            f"dataset {reference!r} was given by name, but not where it lies; add --data-root DIR, or write "
+            f"geobench:PATH or folder:PATH."
+        )
+    root = Path(data_root).expanduser()
+    for suite in _SUITES:
+        path = root / suite / reference
+        if path.is_dir():
+            found = "geobench" if any(path.glob("*_partition.json")) else "folder"
+            return list_kinds()[found].open(path, options)
+    near = sorted({p.name for s in _SUITES for p in (root / s).glob("*/") if p.is_dir()} - set(_SUITES))
+    raise unknown_name(
+        "dataset", reference, near, f"{str(root)!r} holds {', '.join(near[:12]) if near else 'no folder'}."
+    )

@@ -1,0 +1,115 @@
+"""What a dataset is to the rest of embedcache: facts, ids, splits, and one sample at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Task = Literal["classification", "multilabel", "segmentation"]
+Units = Literal["dn", "reflectance", "uint8", "unit"]
+"""Scale of the files' pixels: ``dn`` reflectance x 10 000, ``reflectance`` 0-1, ``uint8`` an 8-bit picture 0-255,
+``unit`` a picture scaled to 0-1."""
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """Static facts of one dataset."""
+
+    name: str
+    task: Task
+    bands: tuple[str, ...]
+    """Bands by standard name, in the order of the files."""
+    units: Units
+    class_names: tuple[str, ...]
+    has_time: bool = False
+    """Whether every sample has an acquisition time."""
+    has_location: bool = False
+    """Whether every sample has latitude and longitude."""
+    ignore_index: int | None = None
+    """Mask value that stands for no label."""
+    notes: tuple[str, ...] = ()
+    """Choices and known faults that a user should read before extraction."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image with its target."""
+
+    sample_id: str
+    image: npt.NDArray[Any]
+    """``(band, y, x)`` in the file's own dtype and units, bands as asked."""
+    target: int | npt.NDArray[Any] | None
+    """Class index; or ``(num_classes,)`` of 0/1; or a mask ``(y, x)``; None where there is no label."""
+    time: float | None = None
+    """Acquisition time, seconds since 1970-01-01 UTC."""
+    lat: float | None = None
+    lon: float | None = None
+
+
+class SampleSource(Protocol):
+    """An open dataset; holds ids and splits in memory, never images."""
+
+    info: DatasetInfo
+    sample_ids: Sequence[str]
+    splits: Sequence[str]
+    """``train``, ``val`` or ``test`` for each sample."""
+
+    def read(self, index: int, bands: Sequence[str]) -> Sample:
+        """Read one sample with the bands asked, in that order. Safe to call from several threads.
+
+        Raises
+        ------
+        SampleError
+            If the file is unreadable, truncated, of the wrong shape, or holds NaN in these bands.
+        """
+        ...
+
+    def revision(self, indices: Sequence[int]) -> Mapping[str, Any]:
+        """Return digests of what decides the content of these samples, cheaply: ids, file sizes, splits, labels."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOptions:
+    """How to open a dataset; what does not concern a kind of dataset must be left at its default."""
+
+    bands: str | None = None
+    """Band names in file order; or, for GEO-Bench, ``corrected`` (default) or ``as-published``."""
+    units: Units | None = None
+    partition: str | None = None
+    """GEO-Bench partition, e.g. ``0.10x_train``; default ``default``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetKind:
+    """A kind of dataset on disk, the value before the colon in ``folder:PATH``."""
+
+    name: str
+    title: str
+    open: Callable[[Path, OpenOptions], SampleSource]
+
+
+def digest(parts: Iterable[object]) -> str:
+    """SHA-256 (hex) over a sequence of values, in order."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(repr(part).encode() + b"\0")
+    return sha.hexdigest()
+
+
+def has_nan(image: npt.NDArray[Any]) -> bool:
+    """Whether a float image holds NaN or infinity."""
+    return image.dtype.kind == "f" and not bool(np.isfinite(image).all())

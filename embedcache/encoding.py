@@ -1,0 +1,113 @@
+"""One batch through a backbone: pixels in, arrays ready to store out."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache_stores.schema import ArraySpec
+
+from embedcache.backbones._spec import FeatureExtractor
+from embedcache.datasets._spec import Sample
+from embedcache.errors import FeatureError, SampleError, SettingError
+from embedcache.extraction_plan import ExtractionPlan
+
+if TYPE_CHECKING:
+    import torch
+
+Row: TypeAlias = Sample | SampleError
+"""A decoded sample, or why it was skipped."""
+
+
+def encode(plan: ExtractionPlan, model: FeatureExtractor, rows: Sequence[Row]) -> dict[str, npt.NDArray[Any]]:
+    """Encode one batch; every array of the plan's that a backbone makes, ``(len(rows), *shape)`` in the stored dtype.
+
+    Rows that were skipped take part as zeros, so that the others are computed in the same company, and come out NaN.
+    """
+    import torch
+
+    wanted = [a for a in plan.spec.arrays if a.name != "mask"]
+    with torch.inference_mode():
+        images = _images(plan, rows)
+        moments = _coords(rows, _time_coords, plan.device) if plan.use_time else None
+        places = _coords(rows, _location_coords, plan.device) if plan.use_location else None
+        kind = plan.device.split(":")[0]
+        context = torch.autocast(kind, dtype=torch.bfloat16) if plan.precision == "bf16" else nullcontext()
+        try:
+            with context:
+                features = model(images, moments, places)
+        except torch.cuda.OutOfMemoryError as error:
+            raise SettingError(
+                f"the GPU has too little memory for batches of {plan.batch_size}; run again with "
+                f"--batch-size {max(1, plan.batch_size // 2)}."
+            ) from error
+        named = {f"pooled_{k}": v for k, v in features.pooled.items()}
+        named |= {f"level_{i}": level for i, level in enumerate(features.levels)}
+        out = {a.name: _to_numpy(named[a.name], a, rows) for a in wanted}
+    for index, row in enumerate(rows):
+        if isinstance(row, SampleError):
+            for values in out.values():
+                values[index] = np.nan
+    return out
+
+
+def _images(plan: ExtractionPlan, rows: Sequence[Row]) -> torch.Tensor:
+    """Preprocess a batch on the device: at once where all images have one size and dtype, else one by one."""
+    import torch
+
+    size = plan.preprocessing.input_size
+    blank = np.zeros((len(plan.preprocessing.bands), size, size), dtype=np.float32)
+    arrays = [blank if isinstance(row, SampleError) else _torch_dtype(row.image) for row in rows]
+    if len({(a.shape, a.dtype) for a in arrays}) == 1:
+        return plan.preprocessing(torch.from_numpy(np.stack(arrays)).to(plan.device))
+    return torch.cat([plan.preprocessing(torch.from_numpy(a[None]).to(plan.device)) for a in arrays])
+
+
+def _torch_dtype(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Keep dtypes that torch can multiply; widen the unsigned ones that it cannot."""
+    wider = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}.get(image.dtype)
+    return image if wider is None else image.astype(wider)
+
+
+def _coords(rows: Sequence[Row], of: Callable[[Sample], tuple[float, float]], device: str) -> torch.Tensor:
+    """Return ``(b, 2)`` float32: coordinates lose their meaning in half precision (bf16 knows no year 2019)."""
+    import torch
+
+    values = [(0.0, 0.0) if isinstance(row, SampleError) else of(row) for row in rows]
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _time_coords(sample: Sample) -> tuple[float, float]:
+    moment = datetime.datetime.fromtimestamp(sample.time or 0.0, datetime.UTC)
+    return float(moment.year), float(moment.timetuple().tm_yday - 1)
+
+
+def _location_coords(sample: Sample) -> tuple[float, float]:
+    return float(sample.lat or 0.0), float(sample.lon or 0.0)
+
+
+def _to_numpy(values: torch.Tensor, spec: ArraySpec, rows: Sequence[Row]) -> npt.NDArray[Any]:
+    import torch
+
+    if values.shape[1:] != spec.shape:
+        raise FeatureError(f"the backbone made {spec.name} of shape {tuple(values.shape[1:])}, not {spec.shape}.")
+    stored = values.to(torch.float16 if spec.dtype == "float16" else torch.float32)
+    if not bool(torch.isfinite(stored).all()):
+        bad = (~torch.isfinite(stored)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        ids = [r.sample_id for i in bad if not isinstance(r := rows[i], SampleError)]
+        if ids and bool(torch.isfinite(values).all()):
+            raise FeatureError(
+                f"{spec.name} of sample {ids[0]!r} reaches {float(values.abs().max()):.3g}, beyond what {spec.dtype} "
+                "holds (65504); store it with --dtype float32."
+            )
+        if ids:
+            raise FeatureError(
+                f"{spec.name} of sample {ids[0]!r} is not finite (of {len(ids)} in its batch): the weights, or the "
+                "units of the data (--units), are probably wrong."
+            )
+    return stored.cpu().numpy()
