@@ -1,0 +1,1 @@
+"""Metrics, result records and reports: plain numpy and JSON, no torch."""
