@@ -20,6 +20,7 @@ from embedcache.backbones._registry import get_backbone
 from embedcache.backbones._spec import BackboneSpec
 from embedcache.backbones._weights import Weights, find_weights
 from embedcache.datasets._spec import SampleSource
+from embedcache.device import choose_device, gflop_per_second
 from embedcache.errors import DatasetError, SettingError
 from embedcache.preprocessing import Preprocessing, plan_preprocessing
 
@@ -222,25 +223,11 @@ def choose_samples(count: int, limit: int | None) -> tuple[int, ...]:
     return tuple(int(i) for i in np.arange(limit) * count // limit)
 
 
-def choose_device(name: str) -> str:
-    """Return the torch device that ``auto`` stands for, or ``name`` if it is there.
-
-    Raises
-    ------
-    SettingError
-        If the device is not there.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu."
-        ) from error
-    return name
+def seconds_estimated(plan: ExtractionPlan) -> float:
+    """Guess how long the missing rows take on this device, from a quick measurement; right within a factor of two."""
+    rows = plan.spec.rows - plan.rows_done
+    rate = 0.5 * gflop_per_second(plan.device, plan.precision)
+    return rows * plan.backbone.gflop(plan.preprocessing.input_size) / rate
 
 
 def _existing(path: Path, rebuild: bool) -> StoreManifest | None:

@@ -1,0 +1,43 @@
+"""The command ``embedcache``: one file per command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from embedcache_cli import demo, extract, inspect, report, train_head
+from embedcache_cli.console import run
+
+app = typer.Typer(
+    name="embedcache",
+    help="Extract frozen Earth-observation backbones once, then compare and combine them in seconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("extract")(extract.extract)
+app.command("train-head")(train_head.train_head)
+app.command("report")(report.report)
+app.command("ls")(inspect.ls)
+app.command("info")(inspect.info)
+app.command("backbones")(inspect.backbones)
+
+
+@app.callback()
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and end.", is_eager=True),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"embedcache {installed('embedcache')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; the console script calls this."""
+    sys.exit(run(app))

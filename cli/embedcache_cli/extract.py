@@ -1,0 +1,177 @@
+"""``embedcache extract``: images to feature stores."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from embedcache_cli.console import human_bytes, human_seconds, print_json, say, tell
+from embedcache_cli.options import Cache, DataRoot, Dataset, Device, Json
+
+if TYPE_CHECKING:
+    from embedcache.extraction_plan import ExtractionPlan
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward pass."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Dtype(StrEnum):
+    """Stored dtype."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+class What(StrEnum):
+    """Which features."""
+
+    pooled = "pooled"
+    maps = "maps"
+    both = "both"
+
+
+class Units(StrEnum):
+    """Scale of the files' pixels."""
+
+    dn = "dn"
+    reflectance = "reflectance"
+    uint8 = "uint8"
+    unit = "unit"
+
+
+def extract(
+    dataset: Dataset,
+    backbone: Annotated[list[str], typer.Option("--backbone", help="Backbone; repeat for several.")],
+    data_root: DataRoot = None,
+    cache: Cache = Path("cache"),
+    weights: Annotated[
+        str, typer.Option(help="pretrained (the hub), a state dict FILE, or random[:SEED] for trying things out.")
+    ] = "pretrained",
+    input_size: Annotated[Optional[int], typer.Option(help="Input height and width in px.  [default: 224]")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Images per forward pass.  [default: auto]")] = None,
+    device: Device = "auto",
+    precision: Annotated[Precision, typer.Option(help="auto is bf16 autocast on a GPU and fp32 on a CPU.")] = Precision.auto,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of stored features.")] = Dtype.float16,
+    what: Annotated[
+        Optional[What], typer.Option(help="[default: pooled for classification, maps for segmentation]")
+    ] = None,
+    bands: Annotated[
+        Optional[str],
+        typer.Option(help="Folder: band names in file order (RED,GREEN,BLUE or B01,...). GEO-Bench: corrected or as-published."),
+    ] = None,
+    units: Annotated[
+        Optional[Units],
+        typer.Option(help="Scale of the pixels: dn (reflectance x 10000), reflectance, uint8, unit (picture 0-1)."),
+    ] = None,
+    partition: Annotated[Optional[str], typer.Option(help="GEO-Bench partition, e.g. 0.10x_train.")] = None,
+    limit: Annotated[Optional[int], typer.Option(help="Take this many samples, evenly spaced over the dataset.")] = None,
+    coords: Annotated[bool, typer.Option(help="Give time and location to backbones that take them.")] = True,
+    tag: Annotated[Optional[str], typer.Option(help="Name the store BACKBONE@TAG, to keep variants apart.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that decode images.")] = 2,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record unusable images and go on.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Replace a store that is in the way.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done, and do nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Run frozen backbones over a dataset once and store their features.
+
+    Killed or interrupted, the same command continues. A store that is already there is left as it is.
+    """
+    from embedcache.datasets._registry import open_dataset
+    from embedcache.datasets._spec import OpenOptions
+    from embedcache.extraction_plan import ExtractOptions, plan_extraction
+
+    source = open_dataset(
+        dataset, data_root, OpenOptions(bands=bands, units=units.value if units else None, partition=partition)
+    )
+    options = ExtractOptions(
+        weights=weights,
+        input_size=input_size,
+        batch_size=batch_size,
+        device=device,
+        precision=precision.value,
+        dtype=dtype.value,
+        what=what.value if what else None,
+        limit=limit,
+        coords=coords,
+        tag=tag,
+        skip_bad=skip_bad,
+        rebuild=rebuild and not plan,
+        workers=workers,
+    )
+    plans = [plan_extraction(source, name, cache, options) for name in dict.fromkeys(backbone)]
+    if plan:
+        if json:
+            print_json([p.to_json() for p in plans])
+        else:
+            for p in plans:
+                show_plan(p)
+        return
+    done = [run_plan(p) for p in plans]
+    if json:
+        print_json(done)
+
+
+def show_plan(plan: ExtractionPlan) -> None:
+    """Print a plan for a person."""
+    from embedcache.extraction_plan import seconds_estimated
+
+    facts = plan.to_json()
+    bands = ", ".join(b if b == s else f"{b} (from {s})" for b, s in facts["bands"].items())
+    say(f"{facts['store']}  [{facts['state']}]")
+    say(f"  backbone   {facts['backbone']}, {facts['weights']}")
+    say(f"  rows       {facts['rows']} ({facts['rows_done']} done), in groups of {facts['rows_per_group']}")
+    say(f"  arrays     {', '.join(f'{k} {v}' for k, v in facts['arrays'].items())}, {facts['dtype']}")
+    say(f"  bytes      {human_bytes(facts['bytes'])}")
+    say(f"  bands      {bands}")
+    if facts["absent_bands"]:
+        say(f"  absent     {', '.join(facts['absent_bands'])}: not in the data, the backbone runs without them")
+    say(f"  input      {facts['input_size']} px, batches of {facts['batch_size']}, {facts['precision']} on {facts['device']}")
+    if plan.backbone.uses_coords:
+        given = [name for name in ("time", "location") if facts[name]]
+        say(f"  coords     {' and '.join(given) or 'none'}")
+    if not plan.complete:
+        say(f"  work       {facts['tflop']} TFLOP, about {human_seconds(seconds_estimated(plan))} here (a rough guess)")
+    for note in facts["notes"]:
+        say(f"  note       {note}")
+
+
+def run_plan(plan: ExtractionPlan) -> dict[str, Any]:
+    """Extract with a progress bar and return facts for ``--json``."""
+    from embedcache.extraction import extract as run
+    from embedcache_cli.progress import ExtractionBar
+
+    facts = plan.to_json()
+    name = f"{facts['dataset']}/{plan.path.stem}"
+    if plan.complete:
+        tell(f"{name}: already complete, {plan.spec.rows} rows in {plan.path}")
+        return {**facts, "seconds": 0.0, "new_rows": 0, "skipped": 0}
+    for note in facts["notes"]:
+        tell(f"{name}: note: {note}")
+    if facts["absent_bands"]:
+        tell(f"{name}: the data lack {', '.join(facts['absent_bands'])}; the backbone runs without")
+    if plan.rows_done:
+        tell(f"{name}: continuing after {plan.rows_done} of {plan.spec.rows} rows")
+    tell(f"{name}: loading {plan.backbone.name} ({plan.backbone.parameters_m:g} M parameters, {plan.weights.source})")
+    with ExtractionBar(name) as bar:
+        run(plan, on_progress=bar.update)
+    last = bar.last
+    seconds = last.seconds if last else 0.0
+    new_rows = last.new_rows if last else 0
+    skipped = last.skipped if last else 0
+    rate = new_rows / seconds if seconds else 0.0
+    tell(
+        f"{name}: {plan.spec.rows} rows, {human_bytes(plan.spec.rows * plan.spec.row_bytes)} in {plan.path}"
+        + (f" ({rate:.1f} rows/s, {human_seconds(seconds)})" if new_rows else "")
+    )
+    if skipped:
+        tell(f"{name}: {skipped} unusable images were skipped; 'embedcache info {plan.path}' names them")
+    return {**facts, "state": "complete", "seconds": round(seconds, 3), "new_rows": new_rows, "skipped": skipped}

@@ -1,0 +1,17 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Cache = Annotated[Path, typer.Option("--cache", help="Directory of feature stores.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Dataset = Annotated[
+    str, typer.Option("--dataset", help="geobench:PATH, folder:PATH, or a folder's name under --data-root.")
+]
+DataRoot = Annotated[Optional[Path], typer.Option("--data-root", help="Where named datasets lie.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of results.")]

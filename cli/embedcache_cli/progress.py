@@ -1,0 +1,69 @@
+"""Progress of an extraction: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from embedcache_cli.console import human_bytes, human_seconds, tell
+
+if TYPE_CHECKING:
+    from embedcache.extraction import Progress
+
+_LINE_EVERY_S = 15.0
+
+
+class ExtractionBar:
+    """Shows rows, rows/s, time left and bytes."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bar: Any = None
+        self._task: Any = None
+        self._said = time.monotonic()
+        self.last: Progress | None = None
+
+    def __enter__(self) -> ExtractionBar:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[facts]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=None, facts="")
+        return self
+
+    def update(self, progress: Progress) -> None:
+        """Take note of a finished batch."""
+        self.last = progress
+        facts = describe(progress)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=progress.rows, total=progress.total, facts=facts)
+        elif time.monotonic() - self._said > _LINE_EVERY_S:
+            self._said = time.monotonic()
+            tell(f"{self._name}: {facts}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def describe(progress: Progress) -> str:
+    """Say how far it is: ``240/480 rows, 31.9 rows/s, 8 s left, 0.2 MB``."""
+    rate = progress.new_rows / progress.seconds if progress.seconds else 0.0
+    left = (progress.total - progress.rows) / rate if rate else 0.0
+    skipped = f", {progress.skipped} skipped" if progress.skipped else ""
+    return (
+        f"{progress.rows}/{progress.total} rows, {rate:.1f} rows/s, {human_seconds(left)} left, "
+        f"{human_bytes(progress.nbytes)}{skipped}"
+    )
