@@ -1,7 +1,7 @@
 """The names of spectral bands, and which band may stand in for which.
 
-Names are TerraTorch's (``HLSBands``); wavelengths are those that DOFA was given for them (``waves_list`` in TerraTorch's
-``dofa_vit.py``), in micrometres.
+Names are TerraTorch's (``HLSBands``); wavelengths are DOFA's (``waves_list`` in TerraTorch's ``dofa_vit.py``), in
+micrometres.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def parse_bands(text: str) -> tuple[str, ...]:
         raise BandError(f"band list {text!r} holds an empty name; write it as RED,GREEN,BLUE.")
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
-        raise BandError(f"band list {text!r} names {', '.join(twice)} twice; each band of the files needs its own name.")
+        raise BandError(
+            f"band list {text!r} names {', '.join(twice)} twice; each band of the files needs its own name."
+        )
     return names
 
 

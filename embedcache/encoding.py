@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
 from embedcache_stores.schema import ArraySpec
 
 from embedcache.backbones._spec import FeatureExtractor

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-
 from embedcache_stores.errors import SampleIdMismatchError, StoreNotFoundError
 from embedcache_stores.feature_store import FeatureStore, open_store
 from embedcache_stores.schema import LevelSpec
@@ -26,8 +25,8 @@ SKIPPED = "skipped"
 class Ensemble:
     """A lazy view over one or more stores with equal sample ids, concatenated on the channel axis.
 
-    Building one reads no array. Pooled vectors are ``(sample, channel)``; levels ``(sample, channel, y, x)``, level i of
-    every member resized (bilinear) to the finest grid among the members' levels i. An ensemble of one is a plain view.
+    Building one reads no array. Pooled vectors are ``(sample, channel)``; levels ``(sample, channel, y, x)``, level i
+    of every member resized (bilinear) to the finest grid among the members' levels i. An ensemble of one is a plain view.
     """
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
@@ -126,7 +125,7 @@ class Ensemble:
         for store in self.stores:
             if not store.levels:
                 raise StoreNotFoundError(
-                    f"store {store.name!r} holds no feature maps; extract it with --what maps or both (--tag or --rebuild)."
+                    f"store {store.name!r} holds no feature maps; extract it with --what both (and --tag or --rebuild)."
                 )
         if len({len(s.levels) for s in self.stores}) > 1:
             raise SettingError(f"the members of {self.name!r} have different numbers of levels.")
@@ -171,7 +170,7 @@ class Ensemble:
         return self._joined([_resized(s.to_dask(target.name), target.height, target.width) for s in self.stores])
 
     def read_pooled(self, kind: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
-        """Read pooled vectors of chosen rows, ``(len(rows), channel)``, without Dask: equal to ``pooled(kind)[rows]``."""
+        """Read pooled vectors of chosen rows, ``(len(rows), channel)``; equal to ``pooled(kind)[rows]``, without Dask."""
         parts = [s.read(self._pooled_name(s, kind), rows) for s in self.stores]
         out = np.empty((len(rows), sum(p.shape[1] for p in parts)), dtype=np.result_type(*parts))
         np.concatenate(parts, axis=1, out=out)
@@ -179,8 +178,6 @@ class Ensemble:
 
     def to_xarray(self) -> xr.Dataset:
         """Return the view as a lazy ``xarray.Dataset`` with the stores' coordinates and a ``member`` per channel."""
-        import xarray as xr
-
         base = self.stores[0].to_xarray()
         keep = [v for v in base.variables if str(v) in {"label", "mask", "problem"} or v in base.coords]
         out = base[keep]
@@ -211,7 +208,11 @@ class Ensemble:
             has = ", ".join(store.manifest.pooled)
             raise StoreNotFoundError(
                 f"store {store.name!r} has no pooled vectors {kind!r}: "
-                + (f"it has {has}; choose one with --pooled." if has else "it holds maps only (--what pooled makes them).")
+                + (
+                    f"it has {has}; choose one with --pooled."
+                    if has
+                    else "it holds maps only (--what pooled makes them)."
+                )
             )
         return f"pooled_{kind}"
 
@@ -242,8 +243,8 @@ def _check_same_samples(left: FeatureStore, right: FeatureStore) -> None:
         changed = [k for k in ("splits", "labels") if ours.get(k) != theirs.get(k)]
         if changed:
             raise SampleIdMismatchError(
-                f"cannot ensemble {left.name!r} and {right.name!r}: the dataset's {' and '.join(changed)} changed between "
-                "their extractions. Extract the older one again (--rebuild)."
+                f"cannot ensemble {left.name!r} and {right.name!r}: the dataset's {' and '.join(changed)} changed "
+                "between their extractions. Extract the older one again (--rebuild)."
             )
         return
     a, b = left.sample_ids, right.sample_ids
@@ -273,7 +274,7 @@ def _resized(array: da.Array, height: int, width: int) -> da.Array:
 
 
 def resize_block(block: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
-    """Resize ``(b, c, y, x)`` bilinearly (torch's ``interpolate``, ``align_corners=False``), in float32, same dtype out."""
+    """Resize ``(b, c, y, x)`` bilinearly as torch does (``align_corners=False``), in float32; same dtype out."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from embedcache_stores.schema import STRING, ArraySpec
 from embedcache_stores.writer import FeatureWriter
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-
 from embedcache_stores.errors import NotAStoreError, StoreNotFoundError
 from embedcache_stores.manifest import SUFFIX, StoreManifest, peek_manifest
 from embedcache_stores.schema import STRING, ArraySpec, StoreSpec, ids_digest, level_arrays, rows_per_group_for

@@ -62,7 +62,7 @@ def load_pooled(features: Ensemble, kind: str = "mean", device: str = "cpu") -> 
     """
     if features.task == "segmentation":
         raise SettingError(
-            f"{features.name!r} of {features.dataset!r} has masks as targets; linear heads on pooled vectors need class labels."
+            f"{features.name!r} of {features.dataset!r} has masks as targets; this head needs class labels."
         )
     splits = {name: _load_split(features, kind, name, device) for name in SPLITS}
     num_classes = len(features.class_names)
@@ -75,10 +75,12 @@ def _load_split(features: Ensemble, kind: str, name: str, device: str) -> SplitD
 
     rows = np.flatnonzero(features.split == name)
     if not len(rows):
-        counts = {str(s): int(n) for s, n in zip(*np.unique(features.split.astype(str), return_counts=True), strict=True)}
+        counts = {
+            str(s): int(n) for s, n in zip(*np.unique(features.split.astype(str), return_counts=True), strict=True)
+        }
         raise DatasetError(
-            f"dataset {features.dataset!r} has no {name!r} samples in the cache (it has {counts}); training needs train, "
-            "val and test."
+            f"dataset {features.dataset!r} has no {name!r} samples in the cache (it has {counts}); training "
+            "needs train, val and test."
         )
     values = features.read_pooled(kind, rows).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
@@ -101,7 +103,7 @@ def _check_classes(features: Ensemble, splits: dict[str, SplitData], num_classes
     if features.task == "classification" and len(present["train"]) < 2:
         only = names[next(iter(present["train"]))]
         raise DatasetError(
-            f"the training split of {features.dataset!r} holds a single class, {only!r}; nothing can be learned from it."
+            f"the training split of {features.dataset!r} holds a single class, {only!r}; a head cannot learn from that."
         )
     unseen = sorted((present["val"] | present["test"]) - present["train"])
     if unseen:

@@ -105,6 +105,10 @@ def _save_weights(path: Path, result: TrainResult, record: RunRecord) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
-    metadata = {"head": str(record.config["head"]), "features": record.features, "classes": "|".join(record.class_names)}
+    metadata = {
+        "head": str(record.config["head"]),
+        "features": record.features,
+        "classes": "|".join(record.class_names),
+    }
     save_file({k: v.contiguous() for k, v in result.state.items()}, temporary, metadata=metadata)
     temporary.replace(path)

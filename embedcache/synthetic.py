@@ -94,7 +94,8 @@ def make_scene(label: int, size: int, rng: np.random.Generator) -> npt.NDArray[n
     scene = spectrum[:, None, None] * (1 - cover) + other[:, None, None] * cover
     scene = scene * (1 + 0.22 * structure) * rng.uniform(0.75, 1.25)
     scene = scene * (1 + 0.08 * _blobs(size, 8, rng)) + rng.normal(0, 60, scene.shape)
-    return np.clip(scene, 1, 10000).astype(np.int16)
+    out: npt.NDArray[np.int16] = np.clip(scene, 1, 10000).astype(np.int16)
+    return out
 
 
 def _texture(name: str, size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:

@@ -27,15 +27,21 @@ app.command("info")(inspect.info)
 app.command("backbones")(inspect.backbones)
 
 
-@app.callback()
-def _version(
-    version: bool = typer.Option(False, "--version", help="Print the version and end.", is_eager=True),
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
 
-        typer.echo(f"embedcache {installed('embedcache')}")
+        typer.echo(f"embedcache {version('embedcache')}")
         raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and end.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Options before the command."""
 
 
 def main() -> None:

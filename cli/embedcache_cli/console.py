@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import click
+import typer
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 3
 
@@ -63,7 +63,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def this_command() -> str:
-    """The command as it was typed, to be run again."""
+    """Return the command as it was typed, to be run again."""
     return shlex.join(["embedcache", *sys.argv[1:]])
 
 
@@ -78,17 +78,17 @@ def run(app: Callable[..., Any]) -> int:
         warnings.simplefilter("ignore")
     try:
         result = app(standalone_mode=False)
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
-    except KeyboardInterrupt:
-        return _interrupted()
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as error:
+        # Typer's usage errors; their class has moved between click and a copy inside typer.
+        show = getattr(error, "show", None)
+        if show is not None and hasattr(error, "exit_code"):
+            show()
+            return EXIT_USAGE
         return _failed(error)
     return result if isinstance(result, int) else 0
 

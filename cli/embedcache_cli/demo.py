@@ -57,7 +57,7 @@ def demo(
         return
     show_summaries(summaries)
     say(
-        "The scenes are made so that each backbone sees something that the other cannot: one reads six bands, the other\n"
-        "RGB at a finer grid. What this shows is how the parts work together, not which backbone is good."
+        "The scenes are made so that each backbone sees something that the other cannot: one reads six bands, the\n"
+        "other RGB at a finer grid. What this shows is how the parts work together, not which backbone is good."
     )
     say(f"page: {page}\nplot: {picture}\ndone in {human_seconds(time.perf_counter() - start)}")

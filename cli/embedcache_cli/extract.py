@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -55,26 +55,30 @@ def extract(
     weights: Annotated[
         str, typer.Option(help="pretrained (the hub), a state dict FILE, or random[:SEED] for trying things out.")
     ] = "pretrained",
-    input_size: Annotated[Optional[int], typer.Option(help="Input height and width in px.  [default: 224]")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Images per forward pass.  [default: auto]")] = None,
+    input_size: Annotated[int | None, typer.Option(help="Input height and width in px.  [default: 224]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per forward pass.  [default: auto]")] = None,
     device: Device = "auto",
-    precision: Annotated[Precision, typer.Option(help="auto is bf16 autocast on a GPU and fp32 on a CPU.")] = Precision.auto,
+    precision: Annotated[
+        Precision, typer.Option(help="auto is bf16 autocast on a GPU and fp32 on a CPU.")
+    ] = Precision.auto,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of stored features.")] = Dtype.float16,
     what: Annotated[
-        Optional[What], typer.Option(help="[default: pooled for classification, maps for segmentation]")
+        What | None, typer.Option(help="[default: pooled for classification, maps for segmentation]")
     ] = None,
     bands: Annotated[
-        Optional[str],
-        typer.Option(help="Folder: band names in file order (RED,GREEN,BLUE or B01,...). GEO-Bench: corrected or as-published."),
+        str | None,
+        typer.Option(
+            help="Folder: band names in file order (RED,GREEN,BLUE or B01,...). GEO-Bench: corrected or as-published."
+        ),
     ] = None,
     units: Annotated[
-        Optional[Units],
+        Units | None,
         typer.Option(help="Scale of the pixels: dn (reflectance x 10000), reflectance, uint8, unit (picture 0-1)."),
     ] = None,
-    partition: Annotated[Optional[str], typer.Option(help="GEO-Bench partition, e.g. 0.10x_train.")] = None,
-    limit: Annotated[Optional[int], typer.Option(help="Take this many samples, evenly spaced over the dataset.")] = None,
+    partition: Annotated[str | None, typer.Option(help="GEO-Bench partition, e.g. 0.10x_train.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Take this many samples, evenly spaced over the dataset.")] = None,
     coords: Annotated[bool, typer.Option(help="Give time and location to backbones that take them.")] = True,
-    tag: Annotated[Optional[str], typer.Option(help="Name the store BACKBONE@TAG, to keep variants apart.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Name the store BACKBONE@TAG, to keep variants apart.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that decode images.")] = 2,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record unusable images and go on.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Replace a store that is in the way.")] = False,
@@ -134,7 +138,8 @@ def show_plan(plan: ExtractionPlan) -> None:
     say(f"  bands      {bands}")
     if facts["absent_bands"]:
         say(f"  absent     {', '.join(facts['absent_bands'])}: not in the data, the backbone runs without them")
-    say(f"  input      {facts['input_size']} px, batches of {facts['batch_size']}, {facts['precision']} on {facts['device']}")
+    how = f"batches of {facts['batch_size']}, {facts['precision']} on {facts['device']}"
+    say(f"  input      {facts['input_size']} px, {how}")
     if plan.backbone.uses_coords:
         given = [name for name in ("time", "location") if facts[name]]
         say(f"  coords     {' and '.join(given) or 'none'}")

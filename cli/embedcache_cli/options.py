@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Dataset = Annotated[
     str, typer.Option("--dataset", help="geobench:PATH, folder:PATH, or a folder's name under --data-root.")
 ]
-DataRoot = Annotated[Optional[Path], typer.Option("--data-root", help="Where named datasets lie.")]
+DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where named datasets lie.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of results.")]

@@ -38,10 +38,10 @@ def train_head(
     The epoch is chosen on the validation split. Each run leaves a JSON record and its weights; a run that has a record
     is not trained again.
     """
+    from embedcache.device import choose_device
     from embedcache.ensemble import open_ensemble
     from embedcache.evaluation.record import RunRecord
     from embedcache.evaluation.report import summarise
-    from embedcache.device import choose_device
     from embedcache.protocol import run_seeds
     from embedcache.training import TrainConfig
 
@@ -59,9 +59,11 @@ def train_head(
     records: list[RunRecord] = []
     for view in views:
         trained: list[bool] = []
-        records += run_seeds(
-            view, config, wanted, out, device=where, force=force, on_run=lambda _, new, to=trained: to.append(new)
-        )
+
+        def note(_: RunRecord, new: bool, to: list[bool] = trained) -> None:
+            to.append(new)
+
+        records += run_seeds(view, config, wanted, out, device=where, force=force, on_run=note)
         tell(f"{dataset}/{view.name}: {sum(trained)} runs trained, {len(trained) - sum(trained)} found in {out}")
     summaries = summarise(records)
     if json:

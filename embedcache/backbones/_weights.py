@@ -136,7 +136,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{str(path)!r} holds no state dict.")
     tensors = {k: v for k, v in data.items() if isinstance(v, torch.Tensor)}
     if not tensors:
-        raise WeightsError(f"{str(path)!r} holds no tensors by name; its keys are {', '.join(map(str, list(data)[:5]))}.")
+        raise WeightsError(
+            f"{str(path)!r} holds no tensors by name; its keys are {', '.join(map(str, list(data)[:5]))}."
+        )
     return tensors
 
 

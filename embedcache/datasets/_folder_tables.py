@@ -93,7 +93,9 @@ def rows_of_folders(root: Path) -> Table:
         for split, name, p in found
     )
     csvs = sorted(p.name for p in root.glob("*.csv"))
-    notes = (f"{csvs[0]!r} is not used; pass folder:{root / csvs[0]} to take labels and splits from it",) if csvs else ()
+    notes = (
+        (f"{csvs[0]!r} is not used; pass folder:{root / csvs[0]} to take labels and splits from it",) if csvs else ()
+    )
     return Table(rows=rows, class_names=names, notes=notes)
 
 
@@ -146,7 +148,9 @@ def natural(text: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted((p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: natural(p.name))
+    return sorted(
+        (p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: natural(p.name)
+    )
 
 
 def _labels_of(line: dict[str, str], path: Path, number: int) -> list[str]:
@@ -197,4 +201,3 @@ def _time(line: dict[str, str], path: Path, number: int) -> float | None:
     except ValueError:
         raise DatasetError(f"{str(path)!r} line {number}: time {text!r} is not a date such as 2020-06-30.") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
-

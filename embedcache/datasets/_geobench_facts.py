@@ -1,5 +1,7 @@
-"""What is known of the twelve GEO-Bench v1 datasets beyond their files. Sources: the converters in ServiceNow/geo-bench
-(``make_benchmark``), TerraTorch's statistics, and the issues named below."""
+"""What is known of the twelve GEO-Bench v1 datasets beyond their files.
+
+Sources: the converters in ServiceNow/geo-bench (``make_benchmark``), TerraTorch's statistics, and the issues named.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,7 @@ FACTS: Final = {
         units="dn",
         num_classes=2,
         corrected=_BRICK_KILN,
-        fault="published band names are shifted and the last three are 8-bit true colour (ServiceNow/geo-bench issue 29)",
+        fault="published band names are shifted, the last three are true colour (ServiceNow/geo-bench issue 29)",
     ),
     "m-forestnet": Facts(task="classification", units="uint8", num_classes=12),
     "m-pv4ger": Facts(task="classification", units="uint8", num_classes=2),

@@ -77,5 +77,5 @@ def load_attribute(text: Any) -> Any:
     except (ValueError, SyntaxError) as error:
         raise ValueError(f"its pickle attribute is damaged ({error})") from error
     if not isinstance(raw, bytes):
-        raise ValueError("its pickle attribute does not hold bytes")
+        raise ValueError("its pickle attribute does not hold bytes")  # noqa: TRY004 - the file's fault
     return load_pickle(raw)

@@ -27,9 +27,7 @@ def list_kinds() -> MappingProxyType[str, DatasetKind]:
     return MappingProxyType(found)
 
 
-def open_dataset(
-    reference: str, data_root: str | Path | None = None, options: OpenOptions = _DEFAULTS
-) -> SampleSource:
+def open_dataset(reference: str, data_root: str | Path | None = None, options: OpenOptions = _DEFAULTS) -> SampleSource:
     """Open a dataset.
 
     Parameters

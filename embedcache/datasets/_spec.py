@@ -62,10 +62,20 @@ class Sample:
 class SampleSource(Protocol):
     """An open dataset; holds ids and splits in memory, never images."""
 
-    info: DatasetInfo
-    sample_ids: Sequence[str]
-    splits: Sequence[str]
-    """``train``, ``val`` or ``test`` for each sample."""
+    @property
+    def info(self) -> DatasetInfo:
+        """Static facts."""
+        ...
+
+    @property
+    def sample_ids(self) -> Sequence[str]:
+        """Stable, unique ids, in the dataset's order."""
+        ...
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """``train``, ``val`` or ``test`` for each sample."""
+        ...
 
     def read(self, index: int, bands: Sequence[str]) -> Sample:
         """Read one sample with the bands asked, in that order. Safe to call from several threads.

@@ -24,7 +24,9 @@ class FolderSource:
 
     def __init__(self, path: Path, options: OpenOptions) -> None:
         if options.partition is not None:
-            raise SettingError("--partition is for GEO-Bench datasets; a folder takes its splits from folders or the CSV.")
+            raise SettingError(
+                "--partition is for GEO-Bench datasets; a folder takes its splits from folders or the CSV."
+            )
         if not path.exists():
             raise DatasetError(f"dataset {str(path)!r} does not exist.")
         table = rows_of_csv(path) if path.is_file() else rows_of_folders(path)
@@ -37,7 +39,9 @@ class FolderSource:
         if any(r.split is None for r in table.rows):
             notes.append("no splits were given; samples were split 60/20/20 by a hash of their path, within each class")
         if not named:
-            notes.append("bands are taken to be RED, GREEN, BLUE, as in any three-band picture (--bands says otherwise)")
+            notes.append(
+                "bands are taken to be RED, GREEN, BLUE, as in any three-band picture (--bands says otherwise)"
+            )
         self.info = DatasetInfo(
             name=(path.resolve().parent if path.is_file() else path.resolve()).name,
             task="multilabel" if table.multilabel else "classification",
@@ -90,7 +94,9 @@ def _with_splits(rows: Sequence[Row]) -> list[Row]:
         return list(rows)
     if any(r.split is not None for r in rows):
         first = next(r for r in rows if r.split is None)
-        raise DatasetError(f"some samples have a split and {first.sample_id!r} has none; give all of them one, or none.")
+        raise DatasetError(
+            f"some samples have a split and {first.sample_id!r} has none; give all of them one, or none."
+        )
     chosen: dict[str, str] = {}
     by_class: dict[str, list[Row]] = {}
     for row in rows:
@@ -131,9 +137,7 @@ def _look_at(row: Row, options: OpenOptions) -> tuple[tuple[str, ...], Units, bo
     return bands, units, located, named
 
 
-def _name_bands(
-    row: Row, count: int, described: tuple[str, ...], options: OpenOptions
-) -> tuple[tuple[str, ...], bool]:
+def _name_bands(row: Row, count: int, described: tuple[str, ...], options: OpenOptions) -> tuple[tuple[str, ...], bool]:
     if options.bands in {"corrected", "as-published"}:
         raise SettingError(f"--bands {options.bands} is for GEO-Bench datasets; name the bands, as in RED,GREEN,BLUE.")
     if options.bands:
@@ -196,10 +200,8 @@ def _open_picture(row: Row) -> npt.NDArray[Any]:
     try:
         with Image.open(row.path) as picture:
             picture.load()
-            mode = picture.mode
-            if mode in {"P", "RGBA", "CMYK", "1", "LA", "YCbCr"}:
-                picture = picture.convert("RGB")  # noqa: PLW2901
-            array = np.asarray(picture)
+            plain = picture.mode not in {"P", "RGBA", "CMYK", "1", "LA", "YCbCr"}
+            array = np.asarray(picture if plain else picture.convert("RGB"))
     except FileNotFoundError as error:
         raise SampleError(row.sample_id, f"its file {str(row.path)!r} does not exist") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:

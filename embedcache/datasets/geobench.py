@@ -160,7 +160,7 @@ def _undated(key: str) -> tuple[str, str | None]:
 
 
 def _published_bands(path: Path, sample_id: str) -> dict[str, str]:
-    """Standard band names by HDF5 key (lower case, no date), as the files name them, in sorted key order."""
+    """Return standard band names by HDF5 key (lower case, no date), as the files name them, in sorted order."""
     import h5py
 
     try:
@@ -292,7 +292,9 @@ def _class_names(
         elif task == "classification" and labels:
             known = max(labels.values()) + 1
         else:
-            raise DatasetError(f"{str(path)!r} does not say how many classes it has (no task_specs.pkl, no label_map.json).")
+            raise DatasetError(
+                f"{str(path)!r} does not say how many classes it has (no task_specs.pkl, no label_map.json)."
+            )
     return tuple(str(i) for i in range(int(known)))
 
 
@@ -301,7 +303,7 @@ def _notes(fault: str, mended: bool, known: bool, keys: Mapping[str, str]) -> tu
     if fault:
         notes.append(f"{fault}; {'mended here (--bands as-published keeps them)' if mended else 'kept as published'}")
     if not known:
-        notes.append(f"not one of the twelve GEO-Bench v1 datasets; task and units were worked out from the files")
+        notes.append("not one of the twelve GEO-Bench v1 datasets; task and units were worked out from the files")
     unknown = [b for b in keys if b == keys[b].upper().replace(" ", "_")]
     if unknown:
         notes.append(f"bands without a standard name: {', '.join(unknown)}")

@@ -34,9 +34,7 @@ def accuracy_macro(target: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> flo
     return float(np.mean([np.mean(predicted[target == c] == c) for c in np.unique(target)]))
 
 
-def f1(
-    target: npt.NDArray[Any], predicted: npt.NDArray[Any], *, average: str, present_only: bool = False
-) -> float:
+def f1(target: npt.NDArray[Any], predicted: npt.NDArray[Any], *, average: str, present_only: bool = False) -> float:
     """F1 of binary indicators ``(n, class)``.
 
     ``micro`` pools all decisions; ``macro`` is the mean over classes, where a class that is neither there nor

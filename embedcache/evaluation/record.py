@@ -58,7 +58,11 @@ class RunRecord:
 
 
 def run_folder(
-    root: str | os.PathLike[str], dataset: str, features: str, fingerprints: Mapping[str, str], config: Mapping[str, Any]
+    root: str | os.PathLike[str],
+    dataset: str,
+    features: str,
+    fingerprints: Mapping[str, str],
+    config: Mapping[str, Any],
 ) -> Path:
     """Return the folder of all seeds of one configuration: its name ends with a hash of features and configuration."""
     identity = hashlib.sha256(canonical_json([dict(fingerprints), dict(config)]).encode()).hexdigest()[:8]

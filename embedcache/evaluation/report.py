@@ -6,13 +6,13 @@ import base64
 import html
 import io
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from embedcache_stores.durable import replace_atomically
 
 from embedcache.evaluation.record import RunRecord
@@ -98,7 +98,8 @@ def box_plot(summaries: Sequence[Summary]) -> Figure:
 
     datasets = list(dict.fromkeys(s.dataset for s in summaries))
     widest = max(sum(s.dataset == d for s in summaries) for d in datasets)
-    figure = Figure(figsize=(max(4.2, 1.0 + 1.15 * widest) * len(datasets), 4.4), layout="constrained")
+    width = max(4.2, 1.0 + 1.15 * widest) * len(datasets)
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
     for position, dataset in enumerate(datasets, start=1):
         axes = figure.add_subplot(1, len(datasets), position)
         here = [s for s in summaries if s.dataset == dataset]
@@ -114,7 +115,7 @@ def box_plot(summaries: Sequence[Summary]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     warning = weights_warning(summaries)
     if warning:
-        figure.suptitle(warning, fontsize=8, color="#b3402a")
+        figure.suptitle(textwrap.fill(warning, width=int(15 * width)), fontsize=8, color="#b3402a")
     return figure
 
 
@@ -161,11 +162,13 @@ def _page(summaries: Sequence[Summary], picture: str) -> str:
         f"<style>{_STYLE}</style><h1>Frozen features, compared</h1>",
     ]
     if warning:
-        parts.append(f'<p class=warn role=note>{html.escape(warning)}</p>')
+        parts.append(f"<p class=warn role=note>{html.escape(warning)}</p>")
     parts.append(f'<img alt="Box plot of test scores over seeds" src="data:image/png;base64,{picture}">')
     for dataset in dict.fromkeys(s.dataset for s in summaries):
         parts += _table(dataset, [s for s in summaries if s.dataset == dataset])
-    parts.append("<p><small>Spread is the standard deviation over seeds; it says nothing about other test images.</small>")
+    parts.append(
+        "<p><small>Spread is the standard deviation over seeds; it says nothing about other test images.</small>"
+    )
     return "\n".join(parts) + "\n"
 
 

@@ -1,15 +1,15 @@
 """Everything that embedcache raises on purpose.
 
-    EmbedcacheError                 one clear sentence for the user; the command line prints it and exits with 1
-    ├── StoreError                  something about a feature store on disk
-    │   ├── StoreNotFoundError      (FileNotFoundError) nothing there
-    │   ├── NotAStoreError          (ValueError) something is there, but embedcache did not write it
-    │   ├── IncompleteStoreError    extraction began and was never committed
-    │   ├── FingerprintMismatchError (ValueError) a store made from other inputs is in the way
-    │   ├── SampleIdMismatchError   (ValueError) stores that should hold the same samples do not
-    │   ├── StoreLockedError        another process is writing it
-    │   └── StoreWriteError         (OSError) the disk refused: full, read-only, gone
-    └── (embedcache.errors)         bad names, bands, weights, images, settings
+EmbedcacheError                 one clear sentence for the user; the command line prints it and exits with 1
+├── StoreError                  something about a feature store on disk
+│   ├── StoreNotFoundError      (FileNotFoundError) nothing there
+│   ├── NotAStoreError          (ValueError) something is there, but embedcache did not write it
+│   ├── IncompleteStoreError    extraction began and was never committed
+│   ├── FingerprintMismatchError (ValueError) a store made from other inputs is in the way
+│   ├── SampleIdMismatchError   (ValueError) stores that should hold the same samples do not
+│   ├── StoreLockedError        another process is writing it
+│   └── StoreWriteError         (OSError) the disk refused: full, read-only, gone
+└── (embedcache.errors)         bad names, bands, weights, images, settings
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from embedcache_stores.manifest import SUFFIX, StoreManifest, find_stores, read_manifest
 from embedcache_stores.errors import StoreNotFoundError
+from embedcache_stores.manifest import SUFFIX, StoreManifest, find_stores, read_manifest
 from embedcache_stores.schema import LevelSpec
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ class FeatureStore:
         """Return the whole store as a lazy ``xarray.Dataset``, as ``xr.open_zarr(path)`` does."""
         import xarray as xr
 
-        return xr.open_zarr(str(self.path))
+        dataset: xr.Dataset = xr.open_zarr(str(self.path))
+        return dataset
 
 
 def open_store(cache: str | os.PathLike[str], dataset: str, name: str) -> FeatureStore:

@@ -224,9 +224,7 @@ class FeatureWriter:
             fsync_path(file)
         fsync_path(self.path / spec.name)
 
-    def _check(
-        self, given: Mapping[str, npt.NDArray[Any]], specs: Iterable[ArraySpec], rows: slice
-    ) -> None:
+    def _check(self, given: Mapping[str, npt.NDArray[Any]], specs: Iterable[ArraySpec], rows: slice) -> None:
         expected = {s.name: s for s in specs}
         if set(given) != set(expected):
             raise ValueError(f"expected arrays {sorted(expected)}, got {sorted(given)}")
@@ -253,7 +251,7 @@ class FeatureWriter:
         }
 
     def _root_metadata(self) -> Json:
-        """The root ``zarr.json`` with consolidated metadata, so that opening a store reads one file."""
+        """Return the root ``zarr.json``, with consolidated metadata so that opening a store reads one file."""
         names = ["sample_id", *(c.name for c in self.spec.columns), *(a.name for a in self.spec.arrays)]
         recorded = self._header()
         recorded["max_abs"] = {
