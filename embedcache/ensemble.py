@@ -26,7 +26,8 @@ class Ensemble:
     """A lazy view over one or more stores with equal sample ids, concatenated on the channel axis.
 
     Building one reads no array. Pooled vectors are ``(sample, channel)``; levels ``(sample, channel, y, x)``, level i
-    of every member resized (bilinear) to the finest grid among the members' levels i. An ensemble of one is a plain view.
+    of every member resized (bilinear) to the finest grid among the members' levels i. An ensemble of one is a plain
+    view.
     """
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
@@ -170,7 +171,7 @@ class Ensemble:
         return self._joined([_resized(s.to_dask(target.name), target.height, target.width) for s in self.stores])
 
     def read_pooled(self, kind: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
-        """Read pooled vectors of chosen rows, ``(len(rows), channel)``; equal to ``pooled(kind)[rows]``, without Dask."""
+        """Read pooled vectors of chosen rows, ``(len(rows), channel)``: what ``pooled(kind)[rows]`` computes."""
         parts = [s.read(self._pooled_name(s, kind), rows) for s in self.stores]
         out = np.empty((len(rows), sum(p.shape[1] for p in parts)), dtype=np.result_type(*parts))
         np.concatenate(parts, axis=1, out=out)

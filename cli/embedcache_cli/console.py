@@ -14,6 +14,8 @@ from typing import Any
 import typer
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 3
+_TYPER_INTERRUPTED = 130
+"""What Typer returns when it caught Ctrl-C inside a command."""
 
 
 def say(text: str = "") -> None:
@@ -90,6 +92,8 @@ def run(app: Callable[..., Any]) -> int:
             show()
             return EXIT_USAGE
         return _failed(error)
+    if result == _TYPER_INTERRUPTED:
+        return _interrupted()
     return result if isinstance(result, int) else 0
 
 

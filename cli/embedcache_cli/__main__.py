@@ -1,0 +1,5 @@
+"""``python -m embedcache_cli`` is ``embedcache``."""
+
+from embedcache_cli.app import main
+
+main()
