@@ -120,9 +120,7 @@ def test_one_greyscale_picture_among_rgb_ones_is_refused_with_its_name(
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_truncated_picture_is_refused_with_its_name(
-    tmp_path: Path, write_picture: PictureWriter, suffix: str
-) -> None:
+def test_truncated_picture_is_refused_with_its_name(tmp_path: Path, write_picture: PictureWriter, suffix: str) -> None:
     for name in "ab":
         write_picture(tmp_path / "k" / f"{name}.{suffix}", size=32)
     bad = tmp_path / "k" / f"b.{suffix}"
@@ -249,7 +247,9 @@ def test_pixels_that_are_no_numbers_are_refused_with_the_samples_name(
 
 def test_float_pixels_without_units_are_refused_with_the_choices(tmp_path: Path, write_geotiff: GeoTiffWriter) -> None:
     write_geotiff(tmp_path / "k" / "a.tif", np.ones((3, 4, 4), np.float32))
-    with pytest.raises(SettingError, match=r"holds float32 pixels, whose scale cannot be guessed; say it with --units dn"):
+    with pytest.raises(
+        SettingError, match=r"holds float32 pixels, whose scale cannot be guessed; say it with --units dn"
+    ):
         opened(tmp_path)
 
 
@@ -410,7 +410,9 @@ def test_split_folders_are_not_split_again(tmp_path: Path, write_picture: Pictur
     assert not any("60/20/20" in note for note in source.info.notes)
 
 
-def test_unicode_file_names_are_read(tmp_path: Path, write_picture: PictureWriter, write_geotiff: GeoTiffWriter) -> None:
+def test_unicode_file_names_are_read(
+    tmp_path: Path, write_picture: PictureWriter, write_geotiff: GeoTiffWriter
+) -> None:
     first = write_picture(tmp_path / "Wälder" / "Ärger ß 1.png", seed=1)
     second = write_picture(tmp_path / "水 域" / "図.png", seed=2)
     write_geotiff(tmp_path / "水 域" / "衛星.tif", np.moveaxis(first, 2, 0))
@@ -494,7 +496,9 @@ def test_name_without_a_data_root_is_refused_saying_how_to_give_one() -> None:
 
 
 def test_reading_leaves_the_files_alone(tmp_path: Path, write_geotiff: GeoTiffWriter) -> None:
-    write_geotiff(tmp_path / "k" / "a.tif", np.ones((3, 4, 4), np.uint16), crs="EPSG:4326", transform=from_origin(1, 2, 1, 1))
+    write_geotiff(
+        tmp_path / "k" / "a.tif", np.ones((3, 4, 4), np.uint16), crs="EPSG:4326", transform=from_origin(1, 2, 1, 1)
+    )
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     source = opened(tmp_path)
     source.read(0, RGB)

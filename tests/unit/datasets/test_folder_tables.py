@@ -73,9 +73,7 @@ def test_images_and_classes_are_sorted_as_people_count(tmp_path: Path) -> None:
     names = [f"{c}/img_{i}.png" for c in ("c10", "c2", "c1") for i in (10, 9, 1, 2)]
     table = rows_of_folders(touch(tmp_path, *names))
     assert table.class_names == ("c1", "c2", "c10")
-    assert [r.sample_id for r in table.rows] == [
-        f"{c}/img_{i}.png" for c in ("c1", "c2", "c10") for i in (1, 2, 9, 10)
-    ]
+    assert [r.sample_id for r in table.rows] == [f"{c}/img_{i}.png" for c in ("c1", "c2", "c10") for i in (1, 2, 9, 10)]
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=8, unique=True))
@@ -175,7 +173,9 @@ def test_label_written_twice_for_one_image_counts_once(tmp_path: Path) -> None:
 def test_csv_without_its_columns_is_refused_naming_them_and_what_it_has(
     tmp_path: Path, header: str, missing: str
 ) -> None:
-    with pytest.raises(DatasetError, match=rf"labels\.csv' has no column {missing}; it has {header.replace(',', ', ')}\."):
+    with pytest.raises(
+        DatasetError, match=rf"labels\.csv' has no column {missing}; it has {header.replace(',', ', ')}\."
+    ):
         table_of(tmp_path, f"{header}\na,b\n")
 
 

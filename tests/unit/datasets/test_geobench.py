@@ -85,7 +85,9 @@ def test_another_partition_is_read_when_asked_for(write_geobench: Writer) -> Non
 def test_unknown_partition_is_refused_with_those_that_are_there(write_geobench: Writer) -> None:
     folder = write_geobench("m-eurosat")
     shutil.copy(folder.path / "default_partition.json", folder.path / "0.01x_train_partition.json")
-    with pytest.raises(DatasetError, match=r"has no partition '0\.5x': the partitions there are 0\.01x_train, default\."):
+    with pytest.raises(
+        DatasetError, match=r"has no partition '0\.5x': the partitions there are 0\.01x_train, default\."
+    ):
         opened(folder.path, partition="0.5x")
 
 
@@ -312,7 +314,14 @@ def test_other_sensors_get_standard_names_in_sorted_key_order(
 
 
 def test_radar_and_optical_bands_of_so2sat_do_not_hide_each_other(write_geobench: Writer) -> None:
-    optical = ("02 - Blue", "03 - Green", "04 - Red", "05 - Vegetation Red Edge", "08 - NIR", "08A - Vegetation Red Edge")
+    optical = (
+        "02 - Blue",
+        "03 - Green",
+        "04 - Red",
+        "05 - Vegetation Red Edge",
+        "08 - NIR",
+        "08A - Vegetation Red Edge",
+    )
     radar = ("01 - VH.Real", "02 - VH.Imaginary", "03 - VV.Real", "04 - VV.Imaginary", "05 - VH.LEE Filtered")
     folder = write_geobench("m-so2sat", optical + radar, classes=17, dtype="float32", labels_in="pickle")
     source = opened(folder.path)
@@ -323,7 +332,9 @@ def test_radar_and_optical_bands_of_so2sat_do_not_hide_each_other(write_geobench
         np.testing.assert_array_equal(layer, folder.pixels["id_0000"][key])
 
 
-@pytest.mark.parametrize(("alias", "name"), [("m-chesapeake-landcover", "m-chesapeake"), ("m-cashew-plantation", "m-cashew-plant")])
+@pytest.mark.parametrize(
+    ("alias", "name"), [("m-chesapeake-landcover", "m-chesapeake"), ("m-cashew-plantation", "m-cashew-plant")]
+)
 def test_older_folder_name_is_known_as_the_dataset_it_is(write_geobench: Writer, alias: str, name: str) -> None:
     keys = AERIAL_KEYS if "chesapeake" in name else ("02 - Blue", "03 - Green", "04 - Red")
     old, new = (opened(write_geobench(n, keys, task="mask", dtype="float32").path).info for n in (alias, name))
@@ -332,7 +343,8 @@ def test_older_folder_name_is_known_as_the_dataset_it_is(write_geobench: Writer,
 
 
 @pytest.mark.parametrize(
-    ("dtype", "scale", "units"), [("uint8", 1, "uint8"), ("int16", 1, "dn"), ("float32", 1 / 250, "reflectance"), ("float32", 20, "dn")]
+    ("dtype", "scale", "units"),
+    [("uint8", 1, "uint8"), ("int16", 1, "dn"), ("float32", 1 / 250, "reflectance"), ("float32", 20, "dn")],
 )
 def test_units_of_an_unknown_dataset_are_judged_by_its_pixels(
     write_geobench: Writer, dtype: str, scale: float, units: str

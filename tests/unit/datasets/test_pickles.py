@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from affine import Affine
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
@@ -65,12 +65,20 @@ def program(body: bytes, protocol: int = 4) -> bytes:
     return b"\x80" + bytes([protocol]) + body + b"."
 
 
+def command(marker: Path) -> str:
+    return f"touch {shlex.quote(str(marker))}"
+
+
+def source(marker: Path) -> str:
+    return f"open({str(marker)!r}, 'w').close()"
+
+
 def touch(marker: Path) -> bytes:
-    return text(f"touch {shlex.quote(str(marker))}")
+    return text(command(marker))
 
 
 def opens(marker: Path) -> bytes:
-    return text(f"open({str(marker)!r}, 'w').close()")
+    return text(source(marker))
 
 
 @pytest.fixture
@@ -85,13 +93,15 @@ LIVE: dict[str, Attack] = {
     "os.system by GLOBAL": lambda m: call(old_name("os", "system"), touch(m)),
     "os.system by INST": lambda m: b"(" + touch(m) + b"ios\nsystem\n",
     "os.system by OBJ": lambda m: b"(" + name("os", "system") + touch(m) + b"o",
-    "os.system deep inside a sample": lambda m: b"}" + text("label") + b"]" + call(name("os", "system"), touch(m)) + b"as",
+    "os.system deep inside a sample": lambda m: (
+        b"}" + text("label") + b"]" + call(name("os", "system"), touch(m)) + b"as"
+    ),
     "os.system before an honest answer": lambda m: call(name("os", "system"), touch(m)) + b"0" + value({"label": 1}),
     "subprocess.call": lambda m: call(name("subprocess", "call"), value(["touch", str(m)])),
     "builtins.eval": lambda m: call(name("builtins", "eval"), opens(m)),
     "builtins.exec": lambda m: call(name("builtins", "exec"), opens(m)),
     "builtins.open": lambda m: call(name("builtins", "open"), text(str(m)), text("w")),
-    "Python 2's eval": lambda m: program(call(old_name("__builtin__", "eval"), opens(m)), 2)[2:-1],
+    "Python 2's eval": lambda m: b"\x80\x02" + call(old_name("__builtin__", "eval"), opens(m)),
     "builtins.getattr": lambda m: call(
         call(name("builtins", "getattr"), call(name("builtins", "__import__"), text("os")), text("system")), touch(m)
     ),
@@ -99,15 +109,17 @@ LIVE: dict[str, Attack] = {
     "operator.methodcaller": lambda m: call(
         call(name("operator", "methodcaller"), text("touch")), call(name("pathlib", "Path"), text(str(m)))
     ),
-    "pickle.loads": lambda m: call(
-        name("pickle", "loads"), value(program(call(name("os", "system"), touch(m)))) # a pickle in a pickle
+    "a pickle in the pickle": lambda m: call(
+        name("pickle", "loads"), value(program(call(name("os", "system"), touch(m))))
     ),
     "pathlib.Path.touch": lambda m: call(name("pathlib", "Path.touch"), call(name("pathlib", "Path"), text(str(m)))),
     "numpy.savetxt": lambda m: call(name("numpy", "savetxt"), text(str(m)), value([1.0])),
-    "numpy.core's fromfile with a map": lambda m: call(
+    "a map over a list": lambda m: call(
         name("builtins", "list"), call(name("builtins", "map"), name("os", "system"), b"]" + touch(m) + b"a")
     ),
-    "this package's own os": lambda m: call(name("embedcache.datasets._pickles", "pickle.io.open"), text(str(m)), text("w")),
+    "this package's own os": lambda m: call(
+        name("embedcache.datasets._pickles", "pickle.io.open"), text(str(m)), text("w")
+    ),
 }
 
 
@@ -140,7 +152,11 @@ FORBIDDEN = [
     ("numpy", "ndarray.__class__"),
     ("numpy", "dtype.__class__.__subclasses__"),
     *((f"numpy.{core}.multiarray", a) for core in ("core", "_core") for a in ("fromfile", "array", "frombuffer", "os")),
-    *((f"numpy.{core}.multiarray", a) for core in ("core", "_core") for a in ("scalar.__self__", "_reconstruct.__class__")),
+    *(
+        (f"numpy.{core}.multiarray", a)
+        for core in ("core", "_core")
+        for a in ("scalar.__self__", "_reconstruct.__class__")
+    ),
     ("numpy._core.multiarray.scalar", "__self__"),
     ("numpy.testing._private.utils", "runstring"),
     ("datetime", "sys"),
@@ -185,32 +201,33 @@ FORBIDDEN = [
 @pytest.mark.parametrize(("module", "attribute"), FORBIDDEN)
 @pytest.mark.parametrize("ask", [name, old_name], ids=["STACK_GLOBAL", "GLOBAL"])
 def test_any_other_name_is_refused(ask: Callable[[str, str], bytes], module: str, attribute: str) -> None:
-    with pytest.raises(ValueError, match="its pickle is refused"):
+    reason = "which is not allowed$" if ask is name else "its pickle is refused"
+    with pytest.raises(ValueError, match=reason):
         load_pickle(program(ask(module, attribute)))
 
 
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_name_that_nobody_thought_of_is_refused(module: str, attribute: str) -> None:
-    if module.startswith(("geobench.", "ccb.", "affine", "rasterio.")) or module == "geobench":
-        return
+    assume(not module.startswith(("geobench.", "ccb.", "affine", "rasterio.")) and module != "geobench")
     with pytest.raises(ValueError, match="its pickle is refused"):
-        load_pickle(program(name(module.encode("utf-8", "replace").decode(), attribute.encode("utf-8", "replace").decode())))
+        load_pickle(program(name(module, attribute)))
 
 
 # stubs: inert, and nothing imported for them
 
 
-@pytest.mark.parametrize("module", ["geobench.evil", "ccb.evil", "affine_evil", "affine.evil", "rasterio.evil", "geobench"])
+@pytest.mark.parametrize(
+    "module", ["geobench.evil", "ccb.evil", "affine_evil", "affine.evil", "rasterio.evil", "geobench"]
+)
 @pytest.mark.parametrize("attribute", ["Thing", "sub.Thing", "__class__", "system", ""])
 def test_module_that_is_stubbed_is_never_imported(
     tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, module: str, attribute: str
 ) -> None:
-    source = f"open({str(marker)!r}, 'w').close()\n"
     for package in ("geobench", "ccb"):
         (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").write_text(source)
-        (tmp_path / package / "evil.py").write_text(source)
-    (tmp_path / "affine_evil.py").write_text(source)
+        (tmp_path / package / "__init__.py").write_text(source(marker))
+        (tmp_path / package / "evil.py").write_text(source(marker))
+    (tmp_path / "affine_evil.py").write_text(source(marker))
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     made = load_pickle(program(call(name(module, attribute), text("argument"))))
@@ -220,7 +237,9 @@ def test_module_that_is_stubbed_is_never_imported(
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(("module", "attribute"), [("affine", "Affine"), ("rasterio.crs", "CRS"), ("rasterio.io", "DatasetReader")])
+@pytest.mark.parametrize(
+    ("module", "attribute"), [("affine", "Affine"), ("rasterio.crs", "CRS"), ("rasterio.io", "DatasetReader")]
+)
 def test_real_class_of_a_stubbed_module_is_not_handed_out(module: str, attribute: str) -> None:
     made = load_pickle(program(name(module, attribute)))
     assert issubclass(made, Stub)
@@ -249,7 +268,7 @@ def test_stub_that_is_given_a_dangerous_function_is_refused_before_it_gets_it(ma
 def test_stub_called_with_a_shell_command_only_keeps_it(marker: Path, body: Attack) -> None:
     made = load_pickle(program(body(marker)))
     assert isinstance(made, Stub)
-    assert made.args == (f"touch {shlex.quote(str(marker))}",)
+    assert made.args == (command(marker),)
     assert not marker.exists()
 
 
@@ -258,7 +277,7 @@ def test_object_of_a_class_named_after_geobench_whose_reduce_is_an_attack_is_ref
         def __reduce__(self) -> Any:
             import os
 
-            return os.system, (f"touch {shlex.quote(str(marker))}",)
+            return os.system, (command(marker),)
 
     Sentinel2.__module__, Sentinel2.__qualname__ = "geobench.dataset", "Sentinel2"
     with pytest.raises(ValueError, match=r"it asks for posix\.system|it asks for os\.system"):
@@ -306,7 +325,15 @@ def test_allowed_function_or_class_cannot_be_given_an_attribute(module: str, att
     state = b"}" + text("planted") + b"K\x01s"
     with pytest.raises(ValueError, match="its pickle is refused"):
         load_pickle(program(name(module, attribute) + (b"N" + state + b"\x86" if slots else state) + b"b"))
-    everything = (Stub, datetime.date, datetime.datetime, datetime.timedelta, collections.OrderedDict, np.ndarray, np.dtype)
+    everything = (
+        Stub,
+        datetime.date,
+        datetime.datetime,
+        datetime.timedelta,
+        collections.OrderedDict,
+        np.ndarray,
+        np.dtype,
+    )
     assert not any(hasattr(thing, "planted") for thing in everything)
     assert not hasattr(np._core.multiarray.scalar, "planted")
     assert not hasattr(np._core.multiarray._reconstruct, "planted")
@@ -325,7 +352,9 @@ def test_object_array_does_not_take_bytes_for_addresses() -> None:
     for core in ("core", "_core"):
         with pytest.raises(ValueError, match="its pickle is refused"):
             load_pickle(program(call(name(f"numpy.{core}.multiarray", "scalar"), dtype, value(b"AAAAAAAA"))))
-        blank = call(name(f"numpy.{core}.multiarray", "_reconstruct"), name("numpy", "ndarray"), value((0,)), value(b"b"))
+        blank = call(
+            name(f"numpy.{core}.multiarray", "_reconstruct"), name("numpy", "ndarray"), value((0,)), value(b"b")
+        )
         state = b"(" + value(1) + value((1,)) + dtype + b"\x89" + value(b"AAAAAAAA") + b"t"
         with pytest.raises(ValueError, match="its pickle is refused"):
             load_pickle(program(blank + state + b"b"))
@@ -337,7 +366,7 @@ def test_array_of_absurd_size_is_refused() -> None:
 
 
 def test_dtype_string_is_not_evaluated(marker: Path) -> None:
-    for code in (f"(2,)i4,{opens(marker)[5:].decode()}i4", f"__import__('pathlib').Path({str(marker)!r}).touch()"):
+    for code in (f"(2,)i4,{source(marker)}i4", source(marker), f"({source(marker)},)i4"):
         with pytest.raises(ValueError, match="its pickle is refused"):
             load_pickle(program(call(name("numpy", "dtype"), text(code))))
     assert not marker.exists()
@@ -356,7 +385,9 @@ def test_registered_extension_is_checked_like_any_other_name(marker: Path) -> No
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("raw", [b"Pid\n.", b"\x80\x02U\x02idQ.", b"\x80\x05\x97."], ids=["PERSID", "BINPERSID", "NEXT_BUFFER"])
+@pytest.mark.parametrize(
+    "raw", [b"Pid\n.", b"\x80\x02U\x02idQ.", b"\x80\x05\x97."], ids=["PERSID", "BINPERSID", "NEXT_BUFFER"]
+)
 def test_objects_from_outside_the_pickle_are_refused(raw: bytes) -> None:
     with pytest.raises(ValueError, match="its pickle is refused"):
         load_pickle(raw)
@@ -372,7 +403,11 @@ def test_name_that_is_no_text_is_refused() -> None:
 
 
 def honest() -> dict[str, Any]:
-    band = {"date": datetime.date(2020, 2, 29), "transform": Affine(1.0, 2.0, 3.0, 4.0, 5.0, 6.0), "crs": CRS.from_epsg(32633)}
+    band = {
+        "date": datetime.date(2020, 2, 29),
+        "transform": Affine(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+        "crs": CRS.from_epsg(32633),
+    }
     return {"label": np.arange(5), "share": np.float32(0.25), "bands_order": ["a", "b"], "a": band, "none": None}
 
 
@@ -393,7 +428,7 @@ def test_damaged_attribute_is_refused(attribute: str | bytes) -> None:
 
 
 def test_attribute_is_never_evaluated(marker: Path) -> None:
-    for code in (f"open({str(marker)!r}, 'w')", f"__import__('os').system({touch(marker)[5:].decode()!r})", "(lambda: 1)()"):
+    for code in (source(marker), f"__import__('os').system({command(marker)!r})", f"[{source(marker)}]"):
         with pytest.raises(ValueError, match="its pickle attribute is damaged"):
             load_attribute(code)
     assert not marker.exists()
