@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from embedcache_stores.schema import STRING, ArraySpec
-from embedcache_stores.writer import FeatureWriter
+from embedcache_stores.writer import FeatureWriter, discard
 
 from embedcache.backbones._spec import FeatureExtractor
 from embedcache.backbones._weights import load_backbone
@@ -80,6 +80,8 @@ def extract(
         plan.backbone, plan.weights, plan.preprocessing.bands, plan.preprocessing.input_size
     )
     model.module.to(plan.device)
+    if plan.replace and plan.path.exists():
+        discard(plan.path)
     with FeatureWriter(plan.path, plan.spec) as writer:
         _run(plan, model, writer, on_progress)
         writer.commit()

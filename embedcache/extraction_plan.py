@@ -13,7 +13,7 @@ import numpy as np
 from embedcache_stores.errors import NotAStoreError, StoreNotFoundError
 from embedcache_stores.manifest import SUFFIX, StoreManifest, peek_manifest
 from embedcache_stores.schema import STRING, ArraySpec, StoreSpec, ids_digest, level_arrays, rows_per_group_for
-from embedcache_stores.writer import check_fingerprint, discard
+from embedcache_stores.writer import check_fingerprint
 
 from embedcache.backbones._registry import get_backbone
 from embedcache.backbones._spec import BackboneSpec
@@ -76,6 +76,8 @@ class ExtractionPlan:
     use_time: bool
     use_location: bool
     skip_bad: bool
+    replace: bool
+    """Whether a store at ``path`` is removed first; nothing is removed while planning."""
     workers: int
     notes: tuple[str, ...]
 
@@ -133,7 +135,8 @@ def plan_extraction(
     what = options.what or ("maps" if info.task == "segmentation" else "pooled")
     arrays = _arrays(spec, what, levels, options.dtype, info.task, input_size)
     path = Path(cache) / info.name / f"{spec.name}{'@' + options.tag if options.tag else ''}{SUFFIX}"
-    found = _existing(path, options.rebuild)
+    there = _existing(path)
+    found = None if options.rebuild else there
     device = choose_device(options.device)
     precision = _precision(options.precision, found, device)
     row_bytes = sum(a.row_bytes for a in arrays)
@@ -181,6 +184,8 @@ def plan_extraction(
             "dataset_notes": list(info.notes),
         },
     )
+    if options.rebuild and there is not None and _same_begun(there, store):
+        found = there  # an interrupted --rebuild, run again: go on with it
     return ExtractionPlan(
         path=path,
         source=source,
@@ -198,6 +203,7 @@ def plan_extraction(
         use_time=use_time,
         use_location=use_location,
         skip_bad=options.skip_bad,
+        replace=options.rebuild and found is None,
         workers=max(1, options.workers),
         notes=tuple(_notes(spec, info.notes, found, store.environment, use_location or use_time)),
     )
@@ -229,19 +235,20 @@ def seconds_estimated(plan: ExtractionPlan) -> float:
     return rows * plan.backbone.gflop(plan.preprocessing.input_size) / rate
 
 
-def _existing(path: Path, rebuild: bool) -> StoreManifest | None:
+def _existing(path: Path) -> StoreManifest | None:
     try:
-        found = peek_manifest(path)
+        return peek_manifest(path)
     except StoreNotFoundError:
         return None
     except NotAStoreError:
-        if rebuild or (path.is_dir() and (path / "writer.lock").exists()):
+        if path.is_dir() and (path / "writer.lock").exists():
             return None  # the writer decides what to do with a folder that was only just begun
         raise
-    if rebuild:
-        discard(path)
-        return None
-    return found
+
+
+def _same_begun(there: StoreManifest, store: StoreSpec) -> bool:
+    begun = there.state == "partial" and there.rows_per_group == store.rows_per_group
+    return begun and there.fingerprint == store.fingerprint
 
 
 def _precision(asked: str, found: StoreManifest | None, device: str) -> Literal["fp32", "bf16"]:

@@ -108,7 +108,7 @@ def extract(
         coords=coords,
         tag=tag,
         skip_bad=skip_bad,
-        rebuild=rebuild and not plan,
+        rebuild=rebuild,
         workers=workers,
     )
     plans = [plan_extraction(source, name, cache, options) for name in dict.fromkeys(backbone)]

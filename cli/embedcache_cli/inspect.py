@@ -38,24 +38,28 @@ def ls(cache: Cache = Path("cache"), json: Json = False) -> None:
 
 
 def info(
-    store: Annotated[Path, typer.Argument(help="A store's folder, CACHE/<dataset>/<name>.zarr.")], json: Json = False
+    store: Annotated[str, typer.Argument(help="DATASET/FEATURES as in 'ls', or the folder of a store.")],
+    cache: Cache = Path("cache"),
+    json: Json = False,
 ) -> None:
     """Show everything recorded about one store: contents, provenance, environment, skipped images."""
-    from embedcache_stores.manifest import peek_manifest
+    from embedcache_stores.manifest import SUFFIX, peek_manifest
 
-    manifest = peek_manifest(store)
+    named = cache / f"{store}{SUFFIX}"
+    path = named if named.is_dir() else Path(store)
+    manifest = peek_manifest(path)
     facts = _facts(manifest) | {
         "fingerprint": manifest.fingerprint,
         "created": manifest.created,
         "provenance": dict(manifest.provenance),
         "environment": dict(manifest.environment),
         "attributes": dict(manifest.attrs),
-        "skipped": _skipped(store) if manifest.state == "complete" else {},
+        "skipped": _skipped(path) if manifest.state == "complete" else {},
     }
     if json:
         print_json(facts)
         return
-    say(f"{store}  [{facts['state']}]")
+    say(f"{path}  [{facts['state']}]")
     _tree({k: v for k, v in facts.items() if k not in {"state", "skipped"}})
     for sample_id, reason in facts["skipped"].items():
         say(f"  skipped: {sample_id}: {reason}")

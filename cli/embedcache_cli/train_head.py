@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def train_head(
-    dataset: Annotated[str, typer.Option("--dataset", help="Name of a dataset in the cache.")],
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Name of a dataset in the cache, or the KIND:PATH it was extracted from.")
+    ],
     features: Annotated[
         list[str], typer.Option("--features", help="Store, or ensemble a+b+c; repeat to compare several.")
     ],
@@ -54,6 +56,7 @@ def train_head(
         batch_size=batch_size,
     )
     where = choose_device(device)
+    dataset = dataset_name(dataset)
     wanted = [seed] if seed is not None else list(range(seeds))
     views = [open_ensemble(cache, dataset, name) for name in dict.fromkeys(features)]
     records: list[RunRecord] = []
@@ -70,6 +73,14 @@ def train_head(
         print_json([s.to_json() for s in summaries])
     else:
         show_summaries(summaries)
+
+
+def dataset_name(reference: str) -> str:
+    """Return a dataset's name in the cache, given that name or the ``KIND:PATH`` that ``extract`` took."""
+    from embedcache.datasets._spec import name_of
+
+    kind, colon, rest = reference.partition(":")
+    return name_of(Path(rest)) if colon and kind else reference
 
 
 def show_summaries(summaries: list[Summary]) -> None:

@@ -112,6 +112,12 @@ class DatasetKind:
     open: Callable[[Path, OpenOptions], SampleSource]
 
 
+def name_of(path: Path) -> str:
+    """Return the name that a dataset at ``path`` has in a cache: its folder's, also where ``path`` is a CSV in it."""
+    whole = path.expanduser().resolve()
+    return whole.parent.name if whole.suffix.lower() == ".csv" else whole.name
+
+
 def digest(parts: Iterable[object]) -> str:
     """SHA-256 (hex) over a sequence of values, in order."""
     sha = hashlib.sha256()

@@ -13,7 +13,17 @@ import numpy.typing as npt
 
 from embedcache.bands import WAVELENGTHS_UM, canonical_band, parse_bands
 from embedcache.datasets._folder_tables import Row, rows_of_csv, rows_of_folders
-from embedcache.datasets._spec import SPLITS, DatasetInfo, DatasetKind, OpenOptions, Sample, Units, digest, has_nan
+from embedcache.datasets._spec import (
+    SPLITS,
+    DatasetInfo,
+    DatasetKind,
+    OpenOptions,
+    Sample,
+    Units,
+    digest,
+    has_nan,
+    name_of,
+)
 from embedcache.errors import BandError, DatasetError, SampleError, SettingError
 
 _GEOTIFF = {".tif", ".tiff"}
@@ -43,7 +53,7 @@ class FolderSource:
                 "bands are taken to be RED, GREEN, BLUE, as in any three-band picture (--bands says otherwise)"
             )
         self.info = DatasetInfo(
-            name=(path.resolve().parent if path.is_file() else path.resolve()).name,
+            name=name_of(path),
             task="multilabel" if table.multilabel else "classification",
             bands=bands,
             units=units,

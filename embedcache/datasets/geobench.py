@@ -19,7 +19,7 @@ import numpy.typing as npt
 from embedcache.bands import canonical_band
 from embedcache.datasets._geobench_facts import ALIASES, FACTS, KEYS
 from embedcache.datasets._pickles import Stub, load_attribute, load_pickle
-from embedcache.datasets._spec import DatasetInfo, DatasetKind, OpenOptions, Sample, Task, digest, has_nan
+from embedcache.datasets._spec import DatasetInfo, DatasetKind, OpenOptions, Sample, Task, digest, has_nan, name_of
 from embedcache.errors import DatasetError, SampleError, SettingError
 
 _DATE = re.compile(r"^(?P<key>.*?)_(?P<date>\d{4}-\d{2}-\d{2})$")
@@ -49,7 +49,7 @@ class GeoBenchSource:
         task = facts.task if facts else _infer_task(path, self.sample_ids[0], self._labels, first)
         lat, _ = _location(first)
         self.info = DatasetInfo(
-            name=path.name,
+            name=name_of(path),
             task=task,
             bands=tuple(self._keys),
             units=options.units or (facts.units if facts else _infer_units(path, self.sample_ids[0])),
