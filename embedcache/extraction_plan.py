@@ -343,7 +343,7 @@ def _notes(
     if spec.uses_coords and not coords:
         out.append("the backbone can take time and location, and gets neither")
     if found is not None and found.state == "partial":
-        changed = [k for k in ("device", "machine", "torch") if found.environment.get(k) != now.get(k)]
+        changed = [k for k in ("device", "machine", "torch", "batch_size") if found.environment.get(k) != now.get(k)]
         out += [
             f"begun with {k} {found.environment.get(k)}, now {now.get(k)}: rows may differ in the last bits"
             for k in changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import struct
@@ -395,11 +396,15 @@ def test_split_of_an_image_does_not_depend_on_the_order_of_the_table(
     assert before["a/0.png"] in {"train", "val", "test"}
 
 
-def test_splits_do_not_simply_follow_the_order_of_names(tmp_path: Path, write_picture: PictureWriter) -> None:
-    for i in range(20):
-        write_picture(tmp_path / "k" / f"{i}.png", seed=i, size=2)
-    splits = opened(tmp_path).splits
-    assert splits != sorted(splits, key=["train", "val", "test"].index)
+def test_splits_follow_the_hash_of_the_path_and_not_the_name(tmp_path: Path, write_picture: PictureWriter) -> None:
+    names = [f"{i:02d}.png" for i in range(20)]
+    for name in names:
+        write_picture(tmp_path / "k" / name, size=2)
+    shuffled = sorted(names, key=lambda n: hashlib.sha256(f"k/{n}".encode()).hexdigest())
+    parts = {"train": shuffled[:12], "val": shuffled[12:16], "test": shuffled[16:]}
+    found = split_of(opened(tmp_path))
+    assert found == {f"k/{name}": split for split, part in parts.items() for name in part}
+    assert parts["train"] != names[:12], "sorted by name, whole neighbourhoods would end in one split"
 
 
 def test_split_folders_are_not_split_again(tmp_path: Path, write_picture: PictureWriter) -> None:

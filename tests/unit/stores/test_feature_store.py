@@ -1,0 +1,133 @@
+"""The read side, and that plain xarray needs none of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedcache_stores import FeatureStore, NotAStoreError, StoreNotFoundError, find_stores, open_store, peek_manifest
+
+Build = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def made(small: Build, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, FeatureStore]:
+    content = small(rows=21, rows_per_group=4)
+    return content, FeatureStore(content.write(tmp_path_factory.mktemp("cache") / "m-x" / "b.zarr"))
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.integers(0, 20), max_size=30))
+def test_reading_rows_equals_numpy_indexing(made: tuple[Any, FeatureStore], rows: list[int]) -> None:
+    content, store = made
+    at = np.array(rows, dtype=np.int64)
+    np.testing.assert_array_equal(store.read("level_0", at), content.arrays["level_0"][at])
+
+
+def test_rows_outside_are_refused(made: tuple[Any, FeatureStore]) -> None:
+    with pytest.raises(IndexError, match="21"):
+        made[1].read("level_0", np.array([21]))
+
+
+def test_dask_arrays_are_lazy_and_equal(made: tuple[Any, FeatureStore]) -> None:
+    content, store = made
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was computed")
+
+    with dask.config.set(scheduler=refuse):
+        lazy = store.to_dask("level_0")
+        with pytest.raises(AssertionError, match="computed"):
+            lazy.compute()
+    assert lazy.chunks[0] == (4, 4, 4, 4, 4, 1)
+    np.testing.assert_array_equal(lazy.compute(), content.arrays["level_0"])
+
+
+def test_an_unknown_array_lists_those_there(made: tuple[Any, FeatureStore]) -> None:
+    with pytest.raises(StoreNotFoundError, match=r"no array 'level_9'.*pooled_mean, level_0, mask"):
+        made[1].array("level_9")
+
+
+def test_xarray_shows_coordinates_and_features(made: tuple[Any, FeatureStore]) -> None:
+    content, store = made
+    dataset = store.to_xarray()
+    assert set(dataset.coords) == {"sample_id", "split", "lat"}
+    assert dataset.level_0.dims == ("sample", "channel_0", "y_0", "x_0")
+    chosen = dataset.pooled_mean.where((dataset.split == "val").compute(), drop=True)
+    np.testing.assert_array_equal(chosen, content.arrays["pooled_mean"][content.columns["split"] == "val"])
+
+
+def test_a_flipped_bit_is_noticed(small: Build, tmp_path: Path) -> None:
+    store = FeatureStore(small().write(tmp_path / "b.zarr"))
+    chunk = store.path / "level_0" / "c.1.0.0.0"
+    raw = bytearray(chunk.read_bytes())
+    raw[10] ^= 1
+    chunk.write_bytes(raw)
+    store.read("level_0", np.arange(4))
+    with pytest.raises(ValueError, match="checksum"):
+        store.read("level_0", np.arange(4, 8))
+
+
+def test_opening_touches_a_constant_number_of_files(small: Build, tmp_path: Path) -> None:
+    script = (
+        "import sys, numpy\nfrom embedcache_stores import FeatureStore\nopened = []\n"
+        "sys.addaudithook(lambda e, a: opened.append(str(a[0])) if e == 'open' and sys.argv[1] in str(a[0]) else None)\n"
+        "store = FeatureStore(sys.argv[1]); store.array('level_0'); print(len({o for o in opened if 'zarr.json' in o or '/c.' in o}))"
+    )
+    counts = []
+    for rows in (8, 80):
+        path = small(rows=rows, rows_per_group=2).write(tmp_path / f"{rows}.zarr")
+        done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+        counts.append(int(done.stdout))
+    assert counts[0] == counts[1] <= 2
+
+
+def test_stores_are_found_by_dataset_and_name(small: Build, tmp_path: Path) -> None:
+    for dataset, name in (("m-b", "y"), ("m-a", "z"), ("m-a", "x")):
+        small().write(tmp_path / dataset / f"{name}.zarr")
+    small().write(tmp_path / "m-a" / "part.zarr", [0], commit=False)
+    (tmp_path / "m-a" / "foreign.zarr").mkdir()
+    found = [(m.dataset, m.name, m.state, m.groups_done) for m in find_stores(tmp_path)]
+    assert found == [
+        ("m-a", "part", "partial", 1),
+        ("m-a", "x", "complete", 3),
+        ("m-a", "z", "complete", 3),
+        ("m-b", "y", "complete", 3),
+    ]
+
+
+def test_opening_what_is_not_there_lists_what_is(small: Build, tmp_path: Path) -> None:
+    small().write(tmp_path / "m-a" / "x.zarr")
+    with pytest.raises(StoreNotFoundError, match="for 'm-a' it has x"):
+        open_store(tmp_path, "m-a", "y")
+    with pytest.raises(StoreNotFoundError, match="stores of m-a"):
+        open_store(tmp_path, "m-z", "y")
+    with pytest.raises(StoreNotFoundError, match="no cache at"):
+        list(find_stores(tmp_path / "absent"))
+
+
+def test_foreign_zarr_and_damaged_json_are_not_stores(tmp_path: Path) -> None:
+    import zarr
+
+    zarr.create_group(str(tmp_path / "other.zarr"))
+    with pytest.raises(NotAStoreError, match="did not write it"):
+        peek_manifest(tmp_path / "other.zarr")
+    (tmp_path / "other.zarr" / "zarr.json").write_text("{")
+    with pytest.raises(NotAStoreError, match="damaged"):
+        peek_manifest(tmp_path / "other.zarr")
+
+
+def test_a_newer_schema_says_so(small: Build, tmp_path: Path) -> None:
+    commit = small().write(tmp_path / "b.zarr") / "zarr.json"
+    commit.write_text(commit.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    with pytest.raises(NotAStoreError, match="schema version 99"):
+        FeatureStore(commit.parent)
