@@ -56,7 +56,7 @@ class Summary:
 
 
 def summarise(records: Iterable[RunRecord]) -> list[Summary]:
-    """Group records by dataset, features and configuration, in order of appearance."""
+    """Group records by dataset, features and configuration; datasets as they appear, single stores before ensembles."""
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
         key = (record.dataset, record.features, repr(sorted(record.config.items())), repr(record.fingerprints))
@@ -78,7 +78,8 @@ def summarise(records: Iterable[RunRecord]) -> list[Summary]:
                 notes=tuple(first.notes),
             )
         )
-    return out
+    datasets = list(dict.fromkeys(s.dataset for s in out))
+    return sorted(out, key=lambda s: (datasets.index(s.dataset), s.features.count("+")))
 
 
 def weights_warning(summaries: Sequence[Summary]) -> str:
@@ -98,7 +99,7 @@ def box_plot(summaries: Sequence[Summary]) -> Figure:
 
     datasets = list(dict.fromkeys(s.dataset for s in summaries))
     widest = max(sum(s.dataset == d for s in summaries) for d in datasets)
-    width = max(4.2, 1.0 + 1.15 * widest) * len(datasets)
+    width = max(4.2, 1.0 + 1.35 * widest) * len(datasets)
     figure = Figure(figsize=(width, 4.4), layout="constrained")
     for position, dataset in enumerate(datasets, start=1):
         axes = figure.add_subplot(1, len(datasets), position)
