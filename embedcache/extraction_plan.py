@@ -147,7 +147,12 @@ def plan_extraction(
     sample_ids = tuple(source.sample_ids[i] for i in indices)
     provenance = {
         "recipe": RECIPE,
-        "dataset": {**source.revision(indices), "ids": ids_digest(sample_ids), "rows": len(indices)},
+        "dataset": {
+            **source.revision(indices),
+            "ids": ids_digest(sample_ids),
+            "rows": len(indices),
+            "bands": [info.band_sources[info.bands.index(b)] for b in preprocessing.source_bands],
+        },
         "backbone": {
             "name": spec.name,
             "weights": dict(weights.identity),

@@ -27,6 +27,9 @@ class DatasetInfo:
     task: Task
     bands: tuple[str, ...]
     """Bands by standard name, in the order of the files."""
+    band_sources: tuple[str, ...]
+    """Where in a file each of them lies: an HDF5 key, or a position counted from 1. The same name may stand for other
+    pixels tomorrow (``--bands``), so this is part of a store's fingerprint."""
     units: Units
     class_names: tuple[str, ...]
     has_time: bool = False

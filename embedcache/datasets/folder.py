@@ -56,6 +56,7 @@ class FolderSource:
             name=name_of(path),
             task="multilabel" if table.multilabel else "classification",
             bands=bands,
+            band_sources=tuple(str(i + 1) for i in range(len(bands))),
             units=units,
             class_names=table.class_names,
             has_time=all(r.time is not None for r in self._rows),

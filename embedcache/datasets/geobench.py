@@ -52,6 +52,7 @@ class GeoBenchSource:
             name=name_of(path),
             task=task,
             bands=tuple(self._keys),
+            band_sources=tuple(self._keys.values()),
             units=options.units or (facts.units if facts else _infer_units(path, self.sample_ids[0])),
             class_names=_class_names(path, facts.num_classes if facts else None, task, self._labels, first),
             has_time=_first_date(path, self.sample_ids[0]) is not None,

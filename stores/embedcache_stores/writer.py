@@ -36,6 +36,9 @@ from embedcache_stores.schema import (
 
 _COLUMN_CHUNK = 65536
 _LOCK_FILE = "writer.lock"
+_ZARR: Any = {"write_empty_chunks": True}
+"""zarr leaves out chunks that hold the fill value only (a mask of background, say); we want every chunk on disk, so
+that one that is missing is known to be lost."""
 
 
 class FeatureWriter:
@@ -79,7 +82,9 @@ class FeatureWriter:
         except BaseException:
             self._lock.close()
             raise
-        self._arrays = {a.name: zarr.open_array(str(self.path / a.name), mode="r+") for a in spec.arrays}
+        self._arrays = {
+            a.name: zarr.open_array(str(self.path / a.name), mode="r+").with_config(_ZARR) for a in spec.arrays
+        }
 
     @property
     def done(self) -> frozenset[int]:
@@ -214,6 +219,7 @@ class FeatureWriter:
             attributes=dict(spec.attrs),
             fill_value="" if string else 0,
             overwrite=True,
+            config=_ZARR,
         )
 
     def _write_column(self, spec: ArraySpec, values: list[Any]) -> None:
@@ -282,6 +288,7 @@ def check_fingerprint(path: Path, stored: Mapping[str, Any], asked: Mapping[str,
     found = differences(stored, asked)
     if not found:
         return
+    found.sort(key=lambda field: field[0].startswith("arrays"))  # shapes follow from the rest: causes first
     shown = "; ".join(f"{name} is {_short(left)}, asked {_short(right)}" for name, left, right in found[:4])
     more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
     raise FingerprintMismatchError(

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from embedcache_stores import FeatureStore, IncompleteStoreError, NotAStoreError
 from embedcache_stores.manifest import read_progress
 
@@ -38,7 +37,7 @@ def test_resume_after_sigkill_is_byte_identical(tmp_path: Path, process_module: 
         process = subprocess.Popen([sys.executable, SCRIPT, killed], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(float(rng.uniform(0, 0.06)))
+        time.sleep(float(rng.uniform(0, 0.03)))
         process.kill()
         process.wait()
         process.stdout.close()

@@ -3,10 +3,9 @@
 import sys
 
 import numpy as np
-
 from embedcache_stores import ArraySpec, FeatureWriter, StoreSpec
 
-ROWS, GROUP = 96, 4
+ROWS, GROUP = 160, 4
 SPEC = StoreSpec(
     sample_ids=tuple(f"s{i}" for i in range(ROWS)),
     arrays=(

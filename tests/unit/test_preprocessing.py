@@ -48,7 +48,10 @@ def by_numpy(recipe: Preprocessing, images: npt.NDArray[Any]) -> npt.NDArray[np.
 
 
 def dataset(bands: tuple[str, ...], units: Units = "dn") -> DatasetInfo:
-    return DatasetInfo(name="chips", task="classification", bands=bands, units=units, class_names=("a", "b"))
+    sources = tuple(str(i + 1) for i in range(len(bands)))
+    return DatasetInfo(
+        name="chips", task="classification", bands=bands, band_sources=sources, units=units, class_names=("a", "b")
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])

@@ -7,13 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
 from embedcache_cli.app import app
+from typer.testing import CliRunner
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [line.strip() for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [line.strip() for language, block in FENCES if not language for line in block.splitlines()]
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("embedcache ")])
@@ -22,6 +22,10 @@ def test_every_command_and_option_of_the_readme_exists(line: str) -> None:
     printed = CliRunner().invoke(app, [words[0], "--help"]).output
     for option in (w for w in words if w.startswith("--")):
         assert option in printed, f"{option} of {line!r}"
+
+
+def test_the_readme_was_read() -> None:
+    assert sum(line.startswith("embedcache ") for line in COMMANDS) >= 6
 
 
 def test_every_file_that_the_documents_point_to_exists() -> None:

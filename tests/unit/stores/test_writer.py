@@ -15,9 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from embedcache_stores import (
     FeatureStore,
     FeatureWriter,
@@ -30,6 +27,8 @@ from embedcache_stores import (
     discard,
     peek_manifest,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 Build = Callable[..., Any]
 Contents = Callable[[Path], dict[str, bytes]]
@@ -67,6 +66,15 @@ def test_an_interrupted_store_ends_with_the_bytes_of_one_that_was_not(
         xr.open_zarr(path)
     made.write(path)
     assert contents(path) == whole
+
+
+def test_rows_of_nothing_but_zeros_are_written_like_any_other(small: Build, contents: Contents, tmp_path: Path) -> None:
+    made = small()
+    for values in made.arrays.values():
+        values[:] = 0
+    path = made.write(tmp_path / "b.zarr")
+    assert {"mask/c.0.0.0", "mask/c.1.0.0", "mask/c.2.0.0", "pooled_mean/c.0.0"} <= set(contents(path))
+    assert not FeatureStore(path).array("mask")[:].any()
 
 
 def test_groups_may_be_written_in_any_order(small: Build, contents: Contents, tmp_path: Path) -> None:
@@ -195,7 +203,7 @@ def test_a_full_disk_is_said_and_what_was_durable_stays(small: Build, contents: 
     made = small(rows=6000, rows_per_group=512)
     try:
         path = mount / "b.zarr"
-        with pytest.raises(StoreWriteError, match="the disk is full.*kept"):
+        with pytest.raises(StoreWriteError, match=r"the disk is full.*kept"):
             made.write(path)
         kept = peek_manifest(path)
         assert kept.state == "partial"
@@ -230,5 +238,5 @@ def test_largest_magnitudes_are_recorded(small: Build, tmp_path: Path) -> None:
 def test_begun_with_other_row_groups_is_said(small: Build, tmp_path: Path) -> None:
     made = small()
     path = made.write(tmp_path / "b.zarr", [0], commit=False)
-    with pytest.raises(StoreError, match="another layout.*--rebuild"):
+    with pytest.raises(StoreError, match=r"another layout.*--rebuild"):
         FeatureWriter(path, dataclasses.replace(made.spec, rows_per_group=8))
