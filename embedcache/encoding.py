@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from embedcache_stores.schema import ArraySpec
 
 from embedcache.backbones._spec import FeatureExtractor
 from embedcache.datasets._spec import Sample
 from embedcache.errors import FeatureError, SampleError, SettingError
 from embedcache.extraction_plan import ExtractionPlan
+from embedcache_stores.schema import ArraySpec
 
 if TYPE_CHECKING:
     import torch

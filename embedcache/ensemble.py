@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from embedcache.errors import SettingError
 from embedcache_stores.errors import SampleIdMismatchError, StoreNotFoundError
 from embedcache_stores.feature_store import FeatureStore, open_store
 from embedcache_stores.schema import LevelSpec
-
-from embedcache.errors import SettingError
 
 if TYPE_CHECKING:
     import dask.array as da

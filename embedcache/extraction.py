@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from embedcache_stores.schema import STRING, ArraySpec
-from embedcache_stores.writer import FeatureWriter, discard
 
 from embedcache.backbones._spec import FeatureExtractor
 from embedcache.backbones._weights import load_backbone
@@ -22,6 +20,8 @@ from embedcache.encoding import Row, encode
 from embedcache.errors import SampleError
 from embedcache.extraction_plan import ExtractionPlan
 from embedcache.preprocessing import resize_mask
+from embedcache_stores.schema import STRING, ArraySpec
+from embedcache_stores.writer import FeatureWriter, discard
 
 SKIPPED = "skipped"
 _BATCHES_AHEAD = 3

@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from embedcache_stores.errors import NotAStoreError, StoreNotFoundError
-from embedcache_stores.manifest import SUFFIX, StoreManifest, peek_manifest
-from embedcache_stores.schema import STRING, ArraySpec, StoreSpec, ids_digest, level_arrays, rows_per_group_for
-from embedcache_stores.writer import check_fingerprint
 
 from embedcache.backbones._registry import get_backbone
 from embedcache.backbones._spec import BackboneSpec
@@ -22,6 +18,10 @@ from embedcache.datasets._spec import SampleSource
 from embedcache.device import choose_device, gflop_per_second
 from embedcache.errors import DatasetError, SettingError
 from embedcache.preprocessing import Preprocessing, plan_preprocessing
+from embedcache_stores.errors import NotAStoreError, StoreNotFoundError
+from embedcache_stores.manifest import SUFFIX, StoreManifest, peek_manifest
+from embedcache_stores.schema import STRING, ArraySpec, StoreSpec, ids_digest, level_arrays, rows_per_group_for
+from embedcache_stores.writer import check_fingerprint
 
 What = Literal["pooled", "maps", "both"]
 RECIPE = 1

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from embedcache_stores.schema import LevelSpec
-
 from embedcache.errors import SettingError
+from embedcache_stores.schema import LevelSpec
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from embedcache.errors import EmbedcacheError
 from embedcache_stores.durable import replace_atomically
 from embedcache_stores.schema import canonical_json
-
-from embedcache.errors import EmbedcacheError
 
 RECORD_VERSION = 1
 

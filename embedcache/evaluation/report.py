@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from embedcache_stores.durable import replace_atomically
 
 from embedcache.evaluation.record import RunRecord
+from embedcache_stores.durable import replace_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

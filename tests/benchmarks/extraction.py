@@ -48,7 +48,7 @@ def main() -> None:
             def whole(name=name, options=options, model=model) -> None:
                 extract(plan_extraction(source, name, root / "cache", options), extractor=model)
 
-            taken = interleaved({"bare": bare, "whole": whole}, repeats=5)
+            taken = interleaved({"bare": bare, "whole": whole}, repeats=3)
             ratio = taken["bare"] / taken["whole"]
             megabytes = ROWS * plan.spec.row_bytes / 1e6
             rows.append(
@@ -70,6 +70,6 @@ def main() -> None:
         [
             f"{ROWS} scenes of 64 px, 13 bands, read from HDF5; 224 px input. `extract` includes planning, decoding,",
             "preprocessing, the forward pass, the cast to float16 and durable writing; the model is loaded before.",
-            "Medians of 5 runs of each, taken in turns. The target is a ratio of 0.95 for the two large backbones.",
+            "Medians of 3 runs of each, taken in turns. The target is a ratio of 0.95 for the two large backbones.",
         ],
     )

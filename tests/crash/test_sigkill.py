@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from embedcache_stores import FeatureStore, IncompleteStoreError, NotAStoreError
 from embedcache_stores.manifest import read_progress
 

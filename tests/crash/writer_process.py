@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+
 from embedcache_stores import ArraySpec, FeatureWriter, StoreSpec
 
 ROWS, GROUP = 160, 4

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from embedcache_stores import FeatureStore, FingerprintMismatchError, StoreLockedError
-from embedcache_stores.writer import FeatureWriter
 from PIL import Image
 
 from embedcache.backbones._registry import get_backbone
@@ -25,6 +23,8 @@ from embedcache.errors import FeatureError, SampleError, SettingError
 from embedcache.extraction import extract
 from embedcache.extraction_plan import ExtractionPlan, ExtractOptions, choose_samples, plan_extraction
 from embedcache.synthetic import make_scenes
+from embedcache_stores import FeatureStore, FingerprintMismatchError, StoreLockedError
+from embedcache_stores.writer import FeatureWriter
 
 Hiera = Callable[..., Any]
 BASE = ExtractOptions(weights="random", input_size=64, what="both", batch_size=8, device="cpu")

@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from embedcache_cli.app import app
 from typer.testing import CliRunner
+
+from embedcache_cli.app import app
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from embedcache_stores import ArraySpec, FeatureWriter, StoreSpec
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
-from embedcache_stores import FeatureStore, NotAStoreError, StoreNotFoundError, find_stores, open_store, peek_manifest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from embedcache_stores import FeatureStore, NotAStoreError, StoreNotFoundError, find_stores, open_store, peek_manifest
 
 Build = Callable[..., Any]
 

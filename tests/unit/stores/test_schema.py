@@ -6,10 +6,11 @@ import copy
 from typing import Any
 
 import pytest
-from embedcache_stores import ArraySpec, LevelSpec, StoreSpec, fingerprint, ids_digest
-from embedcache_stores.schema import canonical_json, differences, rows_per_group_for
 from hypothesis import given
 from hypothesis import strategies as st
+
+from embedcache_stores import ArraySpec, LevelSpec, StoreSpec, fingerprint, ids_digest
+from embedcache_stores.schema import canonical_json, differences, rows_per_group_for
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),

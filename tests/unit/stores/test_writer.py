@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from embedcache_stores import (
     FeatureStore,
     FeatureWriter,
@@ -27,8 +30,6 @@ from embedcache_stores import (
     discard,
     peek_manifest,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 Build = Callable[..., Any]
 Contents = Callable[[Path], dict[str, bytes]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from embedcache_stores import ArraySpec, FeatureStore, FeatureWriter, LevelSpec, StoreSpec
 
 Make = Callable[..., FeatureStore]

@@ -10,10 +10,10 @@ import dask
 import numpy as np
 import pytest
 import torch
-from embedcache_stores import FeatureStore, SampleIdMismatchError, StoreNotFoundError
 
 from embedcache.ensemble import Ensemble, open_ensemble
 from embedcache.errors import SettingError
+from embedcache_stores import FeatureStore, SampleIdMismatchError, StoreNotFoundError
 
 Make = Callable[..., FeatureStore]
 

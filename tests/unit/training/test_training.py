@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from embedcache_stores import FeatureStore
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
@@ -24,6 +23,7 @@ from embedcache.heads.linear import LinearHead
 from embedcache.loading import load_pooled
 from embedcache.protocol import run_seeds
 from embedcache.training import TrainConfig, score, train_head
+from embedcache_stores import FeatureStore
 
 Make = Callable[..., FeatureStore]
 Blobs = Callable[..., Any]

@@ -1,0 +1,42 @@
+"""What only a GPU can show: the same features, in fp32 and bf16, as on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from embedcache.datasets._registry import open_dataset
+from embedcache.extraction import extract
+from embedcache.extraction_plan import ExtractOptions, plan_extraction
+from embedcache_stores import FeatureStore
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA DEVICE: nothing was run on a GPU"),
+]
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 3e-2)])
+@pytest.mark.parametrize("backbone", ["sam2_hiera_tiny", "prithvi_eo_v2_tiny_tl", "dofa_small"])
+def test_features_of_a_gpu_are_those_of_the_cpu(
+    chips: Path, tmp_path: Path, backbone: str, precision: Any, bound: float
+) -> None:
+    source = open_dataset(f"folder:{chips}")
+    options = ExtractOptions(weights="random", input_size=64, what="both", dtype="float32", device="cpu")
+    on_cpu = FeatureStore(extract(plan_extraction(source, backbone, tmp_path / "cpu", options)))
+    there = dataclasses.replace(options, device="cuda", precision=precision)
+    on_gpu = FeatureStore(extract(plan_extraction(source, backbone, tmp_path / "gpu", there)))
+    for spec in on_cpu.manifest.arrays:
+        a, b = (s.array(spec.name)[:].astype(np.float64) for s in (on_cpu, on_gpu))
+        assert np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2)) < bound, spec.name
+
+
+def test_bf16_is_the_default_of_a_gpu(chips: Path, tmp_path: Path) -> None:
+    options = ExtractOptions(weights="random", input_size=64)
+    plan = plan_extraction(open_dataset(f"folder:{chips}"), "sam2_hiera_tiny", tmp_path, options)
+    assert (plan.device, plan.precision) == ("cuda", "bf16")
