@@ -109,24 +109,21 @@ def rows_of_csv(path: Path) -> Table:
     DatasetError
         Naming the line and the column that is wrong.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        missing = [c for c in ("path", "label") if c not in columns]
-        if missing:
-            raise DatasetError(
-                f"{str(path)!r} has no column {' nor '.join(missing)}; it has {', '.join(columns) or 'nothing'}. "
-                "A dataset CSV needs path,label and may have split,class,lat,lon,time."
-            )
-        lines = list(reader)
+    lines, columns = _read_lines(path)
+    missing = [c for c in ("path", "label") if c not in columns]
+    if missing:
+        raise DatasetError(
+            f"{str(path)!r} has no column {' nor '.join(missing)}; it has {', '.join(columns) or 'nothing'}. "
+            "A dataset CSV needs path,label and may have split,class,lat,lon,time."
+        )
     if not lines:
         raise DatasetError(f"{str(path)!r} names no image.")
-    labels = [_labels_of(line, path, number) for number, line in enumerate(lines, start=2)]
+    labels = [_labels_of(line, path, number) for number, line in lines]
     multilabel = any(len(parts) != 1 for parts in labels)
     values = sorted({part for parts in labels for part in parts}, key=natural)
     position = {value: i for i, value in enumerate(values)}
     rows = []
-    for number, (line, parts) in enumerate(zip(lines, labels, strict=True), start=2):
+    for (number, line), parts in zip(lines, labels, strict=True):
         target: Any = position[parts[0]] if not multilabel else _multi_hot(parts, position)
         rows.append(
             Row(
@@ -134,17 +131,20 @@ def rows_of_csv(path: Path) -> Table:
                 path=path.parent / line["path"],
                 target=target,
                 split=_split_of(line, path, number),
-                lat=_number(line, "lat", path, number),
-                lon=_number(line, "lon", path, number),
+                lat=_degrees(line, "lat", 90, path, number),
+                lon=_degrees(line, "lon", 180, path, number),
                 time=_time(line, path, number),
             )
         )
-    return Table(rows=tuple(rows), class_names=_names_of(lines, labels, values, multilabel), multilabel=multilabel)
+    return Table(
+        rows=tuple(rows), class_names=_names_of(path, lines, labels, values, multilabel), multilabel=multilabel
+    )
 
 
 def natural(text: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key under which ``img_2`` comes before ``img_10``."""
-    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", text) if p)
+    parts = tuple((0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", text) if p)
+    return (*parts, (2, text))  # "1", "01" and "001" count the same; the text keeps them in one order
 
 
 def _folders(root: Path) -> list[Path]:
@@ -153,8 +153,21 @@ def _folders(root: Path) -> list[Path]:
     )
 
 
+def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], Sequence[str]]:
+    """Return the filled lines of a CSV with their numbers, and its columns."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            lines = [(reader.line_num, {k: v for k, v in line.items() if isinstance(k, str)}) for line in reader]
+            return lines, reader.fieldnames or []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{str(path)!r} is not a CSV in UTF-8 ({error}).") from error
+
+
 def _labels_of(line: dict[str, str], path: Path, number: int) -> list[str]:
-    parts = [part.strip() for part in _MULTI.split(line["label"] or "")]
+    if not line["path"].strip():
+        raise DatasetError(f"{str(path)!r} line {number}: column path is empty.")
+    parts = [part.strip() for part in _MULTI.split(line["label"])]
     if "" in parts:
         raise DatasetError(f"{str(path)!r} line {number}: column label is empty for {line['path']!r}.")
     return parts
@@ -167,10 +180,21 @@ def _multi_hot(parts: Sequence[str], position: dict[str, int]) -> npt.NDArray[np
 
 
 def _names_of(
-    lines: Sequence[dict[str, str]], labels: Sequence[Sequence[str]], values: Sequence[str], multilabel: bool
+    path: Path,
+    lines: Sequence[tuple[int, dict[str, str]]],
+    labels: Sequence[Sequence[str]],
+    values: Sequence[str],
+    multilabel: bool,
 ) -> tuple[str, ...]:
-    named = {parts[0]: line.get("class") for line, parts in zip(lines, labels, strict=True)} if not multilabel else {}
-    return tuple(str(named.get(value) or value) for value in values)
+    """Class names in index order: the ``class`` column's where there is one, else the labels themselves."""
+    named: dict[str, str] = {}
+    for (number, line), parts in zip(lines, labels, strict=True):
+        name = line.get("class", "")
+        if name and not multilabel and named.setdefault(parts[0], name) != name:
+            raise DatasetError(
+                f"{str(path)!r} line {number}: label {parts[0]!r} is called {name!r}, and {named[parts[0]]!r} above."
+            )
+    return tuple(named.get(value) or value for value in values)
 
 
 def _split_of(line: dict[str, str], path: Path, number: int) -> str | None:
@@ -182,14 +206,17 @@ def _split_of(line: dict[str, str], path: Path, number: int) -> str | None:
     return _SPLIT_NAMES[text]
 
 
-def _number(line: dict[str, str], column: str, path: Path, number: int) -> float | None:
+def _degrees(line: dict[str, str], column: str, most: float, path: Path, number: int) -> float | None:
     text = (line.get(column) or "").strip()
     if not text:
         return None
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise DatasetError(f"{str(path)!r} line {number}: {column} {text!r} is not a number.") from None
+    if not abs(value) <= most:  # NaN fails this too
+        raise DatasetError(f"{str(path)!r} line {number}: {column} {text} is not between -{most} and {most} degrees.")
+    return value
 
 
 def _time(line: dict[str, str], path: Path, number: int) -> float | None:

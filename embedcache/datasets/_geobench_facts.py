@@ -5,7 +5,9 @@ Sources: the converters in ServiceNow/geo-bench (``make_benchmark``), TerraTorch
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from embedcache.datasets._spec import Task, Units
@@ -45,6 +47,10 @@ class Facts:
     corrected: dict[str, str] = field(default_factory=dict)
     """True band by HDF5 key (lower case), where the published name is wrong."""
     fault: str = ""
+    class_names: tuple[str, ...] = ()
+    """In label order, where the files hold none or wrong ones."""
+    wrong_places: str = ""
+    """Why the recorded transform and CRS must not be believed."""
 
 
 _EUROSAT = {
@@ -71,6 +77,20 @@ FACTS: Final = {
         units="dn",
         num_classes=10,
         corrected=_EUROSAT,
+        # The files hold the order of torchgeo's class list; the labels follow the folders, which are alphabetical.
+        class_names=(
+            "AnnualCrop",
+            "Forest",
+            "HerbaceousVegetation",
+            "Highway",
+            "Industrial",
+            "Pasture",
+            "PermanentCrop",
+            "Residential",
+            "River",
+            "SeaLake",
+        ),
+        wrong_places="every file records the place of the first image",
         fault="published band names are shifted from index 8 on: B8A is really last (ServiceNow/geo-bench issue 28)",
     ),
     "m-bigearthnet": Facts(task="multilabel", units="dn", num_classes=43),
@@ -92,3 +112,18 @@ FACTS: Final = {
     "m-NeonTree": Facts(task="segmentation", units="uint8", num_classes=2),
 }
 ALIASES: Final = {"m-chesapeake-landcover": "m-chesapeake", "m-cashew-plantation": "m-cashew-plant"}
+
+
+def already_mended(path: Path, facts: Facts) -> bool:
+    """Whether a dataset with known wrong band names was published anew with right ones, judged by its statistics.
+
+    Cirrus is nearly dark (a mean of about 12) and short-wave infrared is not (about 1800): in wrongly named files
+    ``10 - SWIR - Cirrus`` holds the latter. Without ``band_stats.json`` the names are taken to be wrong.
+    """
+    if "10 - swir - cirrus" not in facts.corrected or facts.units != "dn":
+        return False
+    try:
+        stats = json.loads((path / "band_stats.json").read_bytes())
+        return facts.corrected["10 - swir - cirrus"] == "SWIR_1" and stats["10 - SWIR - Cirrus"]["mean"] < 100
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from embedcache.errors import DatasetError, SampleError
+
+T = TypeVar("T")
 Task = Literal["classification", "multilabel", "segmentation"]
 Units = Literal["dn", "reflectance", "uint8", "unit"]
 """Scale of the files' pixels: ``dn`` reflectance x 10 000, ``reflectance`` 0-1, ``uint8`` an 8-bit picture 0-255,
@@ -113,6 +116,23 @@ class DatasetKind:
     name: str
     title: str
     open: Callable[[Path, OpenOptions], SampleSource]
+
+
+def first_readable(sample_ids: Sequence[str], look: Callable[[str], T], tries: int = 20) -> tuple[str, T]:
+    """Look at samples in order until one can be read: one broken file must not lock the whole dataset.
+
+    Raises
+    ------
+    SampleError
+        The first one, if none of the first ``tries`` can be read.
+    """
+    first: SampleError | None = None
+    for sample_id in sample_ids[:tries]:
+        try:
+            return sample_id, look(sample_id)
+        except SampleError as error:
+            first = first or error
+    raise first or DatasetError("the dataset holds no sample.")
 
 
 def name_of(path: Path) -> str:

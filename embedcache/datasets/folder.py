@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from embedcache.bands import WAVELENGTHS_UM, canonical_band, parse_bands
 from embedcache.datasets._folder_tables import Row, rows_of_csv, rows_of_folders
+from embedcache.datasets._places import centre_of
 from embedcache.datasets._spec import (
     SPLITS,
     DatasetInfo,
@@ -21,10 +23,11 @@ from embedcache.datasets._spec import (
     Sample,
     Units,
     digest,
+    first_readable,
     has_nan,
     name_of,
 )
-from embedcache.errors import BandError, DatasetError, SampleError, SettingError
+from embedcache.errors import BandError, DatasetError, EmbedcacheError, SampleError, SettingError
 
 _GEOTIFF = {".tif", ".tiff"}
 
@@ -44,7 +47,10 @@ class FolderSource:
         self.sample_ids = [r.sample_id for r in self._rows]
         self.splits = [str(r.split) for r in self._rows]
         _refuse_duplicates(self.sample_ids, path)
-        bands, units, georeferenced, named = _look_at(self._rows[0], options)
+        by_id = {row.sample_id: row for row in self._rows}
+        _, (bands, units, georeferenced, named) = first_readable(
+            self.sample_ids, lambda sample_id: _look_at(by_id[sample_id], options)
+        )
         notes = list(table.notes)
         if any(r.split is None for r in table.rows):
             notes.append("no splits were given; samples were split 60/20/20 by a hash of their path, within each class")
@@ -60,7 +66,7 @@ class FolderSource:
             units=units,
             class_names=table.class_names,
             has_time=all(r.time is not None for r in self._rows),
-            has_location=georeferenced or all(r.lat is not None for r in self._rows),
+            has_location=georeferenced or all(r.lat is not None and r.lon is not None for r in self._rows),
             notes=tuple(notes),
         )
 
@@ -129,23 +135,19 @@ def _refuse_duplicates(ids: Sequence[str], path: Path) -> None:
 
 
 def _look_at(row: Row, options: OpenOptions) -> tuple[tuple[str, ...], Units, bool, bool]:
-    """Bands, units, whether georeferenced, and whether the bands were named, judged by the first image."""
-    import rasterio
-
+    """Bands, units, whether georeferenced, and whether the bands were named, judged by one image."""
+    described: tuple[str, ...] = ()
+    located = False
     if row.path.suffix.lower() in _GEOTIFF:
-        try:
-            with rasterio.open(row.path) as file:
-                count, dtype = file.count, np.dtype(file.dtypes[0])
-                described = tuple(canonical_band(d or "") for d in file.descriptions)
-                located = file.crs is not None
-        except rasterio.errors.RasterioError as error:
-            raise SampleError(row.sample_id, f"its file {str(row.path)!r} cannot be read ({error})") from error
+        with _opened(row) as file:
+            count, dtype = file.count, np.dtype(file.dtypes[0])
+            described = tuple(d or "" for d in file.descriptions)
+            located = file.crs is not None
     else:
         picture = _open_picture(row)
-        count, dtype, described, located = (picture.shape[0], picture.dtype, (), False)
+        count, dtype = picture.shape[0], picture.dtype
     bands, named = _name_bands(row, count, described, options)
-    units = options.units or _units_of(dtype, row)
-    return bands, units, located, named
+    return bands, options.units or _units_of(dtype, row), located, named
 
 
 def _name_bands(row: Row, count: int, described: tuple[str, ...], options: OpenOptions) -> tuple[tuple[str, ...], bool]:
@@ -156,12 +158,14 @@ def _name_bands(row: Row, count: int, described: tuple[str, ...], options: OpenO
         if len(bands) != count:
             raise BandError(f"--bands names {len(bands)} bands, but {str(row.path)!r} has {count}.")
         return bands, True
-    if described and all(d in WAVELENGTHS_UM for d in described) and len(set(described)) == count:
-        return described, True
-    if count == 3:
+    standard = tuple(canonical_band(d) for d in described)
+    if standard and all(d in WAVELENGTHS_UM for d in standard) and len(set(standard)) == count:
+        return standard, True
+    if count == 3 and not any(d in WAVELENGTHS_UM for d in standard):
         return ("RED", "GREEN", "BLUE"), False
+    found = f" (they are described as {', '.join(repr(d) for d in described)})" if any(described) else ""
     raise BandError(
-        f"{str(row.path)!r} has {count} bands without names; name them in file order, for example "
+        f"{str(row.path)!r} has {count} bands without standard names{found}; name them in file order, for example "
         "--bands B01,B02,B03,B04,B05,B06,B07,B08,B8A,B09,B10,B11,B12 or --bands BLUE,GREEN,RED,NIR."
     )
 
@@ -177,47 +181,64 @@ def _units_of(dtype: np.dtype[Any], row: Row) -> Units:
     )
 
 
-def _read_geotiff(
-    row: Row, wanted: Sequence[int], count: int, locate: bool
-) -> tuple[npt.NDArray[Any], float | None, float | None]:
+@contextmanager
+def _opened(row: Row) -> Iterator[Any]:
+    """Open a GeoTIFF; whatever GDAL makes of a damaged file is the sample's fault."""
     import rasterio
-    from rasterio.warp import transform
 
     try:
         with rasterio.open(row.path) as file:
-            if file.count != count:
-                raise SampleError(row.sample_id, f"it has {file.count} bands where the first image has {count}")
-            image = file.read([i + 1 for i in wanted])
-            if not locate or file.crs is None:
-                return image, None, None
-            x, y = file.transform * (file.width / 2, file.height / 2)
-            lon, lat = transform(file.crs, "EPSG:4326", [x], [y])
-            return image, float(lat[0]), float(lon[0])
-    except rasterio.errors.RasterioError as error:
+            yield file
+    except EmbedcacheError:
+        raise
+    except Exception as error:  # GDAL's own kinds of error are not exported by rasterio
         raise SampleError(row.sample_id, f"its file {str(row.path)!r} cannot be read ({error})") from error
+
+
+def _read_geotiff(
+    row: Row, wanted: Sequence[int], count: int, locate: bool
+) -> tuple[npt.NDArray[Any], float | None, float | None]:
+    with _opened(row) as file:
+        if file.count != count:
+            raise SampleError(row.sample_id, f"it has {file.count} bands where the others have {count}")
+        image = file.read([i + 1 for i in wanted])
+        if not locate or file.crs is None:
+            return image, None, None
+        return image, *centre_of(tuple(file.transform)[:6], file.crs, file.height, file.width)
 
 
 def _read_picture(row: Row, wanted: Sequence[int], count: int) -> npt.NDArray[Any]:
     image = _open_picture(row)
     if image.shape[0] != count:
-        raise SampleError(row.sample_id, f"it has {image.shape[0]} channels where the first image has {count}")
+        raise SampleError(row.sample_id, f"it has {image.shape[0]} channels where the others have {count}")
     return np.ascontiguousarray(image[list(wanted)])
 
 
 def _open_picture(row: Row) -> npt.NDArray[Any]:
     """Decode a JPEG or PNG to ``(channel, y, x)``; palettes and transparency become RGB."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(row.path) as picture:
+            if _is_16_bit_colour(row.path):
+                raise SampleError(row.sample_id, "it is a 16-bit colour PNG, which would be cut to 8 bits; use GeoTIFF")
             picture.load()
             plain = picture.mode not in {"P", "RGBA", "CMYK", "1", "LA", "YCbCr"}
             array = np.asarray(picture if plain else picture.convert("RGB"))
     except FileNotFoundError as error:
         raise SampleError(row.sample_id, f"its file {str(row.path)!r} does not exist") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, SampleError):
+            raise
         raise SampleError(row.sample_id, f"its file {str(row.path)!r} cannot be read ({error})") from error
     return array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
+
+
+def _is_16_bit_colour(path: Path) -> bool:
+    """Whether a PNG's header says 16 bits and colour: Pillow would read it as 8 bits without a word."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    return header[:8] == b"\x89PNG\r\n\x1a\n" and header[24] == 16 and header[25] in {2, 6}
 
 
 KIND = DatasetKind(name="folder", title="class folders, or a CSV of path,label,split", open=FolderSource)

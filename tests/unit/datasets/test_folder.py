@@ -95,7 +95,7 @@ def test_greyscale_picture_is_one_band_that_must_be_named(tmp_path: Path) -> Non
     (tmp_path / "k").mkdir()
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     Image.fromarray(grey).save(tmp_path / "k" / "a.png")
-    with pytest.raises(BandError, match="has 1 bands without names; name them in file order"):
+    with pytest.raises(BandError, match="has 1 bands without standard names; name them in file order"):
         opened(tmp_path)
     source = opened(tmp_path, bands="NIR")
     assert source.info.bands == ("NIR",)
@@ -116,7 +116,7 @@ def test_one_greyscale_picture_among_rgb_ones_is_refused_with_its_name(
 ) -> None:
     write_picture(tmp_path / "k" / "a.png")
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "k" / "b.png")
-    with pytest.raises(SampleError, match=r"^sample 'k/b\.png' .*: it has 1 channels where the first image has 3\."):
+    with pytest.raises(SampleError, match=r"^sample 'k/b\.png' .*: it has 1 channels where the others have 3\."):
         read_all(opened(tmp_path), 1)
 
 
@@ -176,7 +176,7 @@ def test_names_given_by_option_win_over_those_in_the_file(tmp_path: Path, write_
 
 def test_geotiff_of_many_nameless_bands_asks_for_names(tmp_path: Path, write_geotiff: GeoTiffWriter) -> None:
     write_geotiff(tmp_path / "k" / "a.tif", np.zeros((13, 4, 4), np.uint16))
-    with pytest.raises(BandError, match=r"a\.tif' has 13 bands without names; .*--bands B01,B02"):
+    with pytest.raises(BandError, match=r"a\.tif' has 13 bands without standard names; .*--bands B01,B02"):
         opened(tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_geotiff_with_another_number_of_bands_is_refused_with_its_name(
 ) -> None:
     write_geotiff(tmp_path / "k" / "a.tif", np.zeros((4, 4, 4), np.uint16))
     write_geotiff(tmp_path / "k" / "b.tif", np.zeros((3, 4, 4), np.uint16))
-    with pytest.raises(SampleError, match=r"^sample 'k/b\.tif' .*: it has 3 bands where the first image has 4\."):
+    with pytest.raises(SampleError, match=r"^sample 'k/b\.tif' .*: it has 3 bands where the others have 4\."):
         read_all(opened(tmp_path, bands="R,G,B,N"), 1)
 
 

@@ -516,7 +516,7 @@ def test_place_is_the_centre_by_the_pickled_transform_and_crs(
         "transform": Affine(10.0, 0.0, 499_970.0, 0.0, -10.0, 30.0),
         "crs": crs,
     }
-    folder = write_geobench("m-eurosat", extra={"04 - Red": band}, size=6)
+    folder = write_geobench("m-brick-kiln", extra={"04 - Red": band}, size=6)
     source = opened(folder.path)
     assert source.info.has_location
     sample = source.read(1, ["RED"])
@@ -535,7 +535,7 @@ def test_place_is_the_centre_by_the_pickled_transform_and_crs(
     ],
 )
 def test_dataset_whose_pickles_tell_no_usable_place_has_none(write_geobench: Writer, band: dict[str, Any]) -> None:
-    source = opened(write_geobench("m-eurosat", extra={"04 - Red": band}).path)
+    source = opened(write_geobench("m-brick-kiln", extra={"04 - Red": band}).path)
     sample = source.read(0, ["RED"])
     assert not source.info.has_location
     assert (sample.lat, sample.lon) == (None, None)
@@ -607,3 +607,24 @@ def test_reading_leaves_the_files_alone(write_geobench: Writer) -> None:
     source.read(0, source.info.bands)
     source.revision([0])
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.path.iterdir()} == before
+
+
+def test_m_eurosat_has_no_place_and_alphabetical_classes(write_geobench: Writer) -> None:
+    # Its published files all record the place of the first image, and a class list in another order than the labels.
+    band = {"transform": Affine(10.0, 0.0, 499_970.0, 0.0, -10.0, 30.0), "crs": "EPSG:32633"}
+    source = opened(write_geobench("m-eurosat", extra={"04 - Red": band}, classes=10).path)
+    assert not source.info.has_location
+    assert source.read(0, ["RED"]).lat is None
+    assert source.info.class_names == tuple(sorted(source.info.class_names))
+    assert any("place of the first image" in note for note in source.info.notes)
+
+
+@pytest.mark.parametrize(("mean", "mended"), [(1810.0, True), (12.0, False)])
+def test_band_names_are_only_mended_where_the_statistics_say_they_are_wrong(
+    write_geobench: Writer, mean: float, mended: bool
+) -> None:
+    folder = write_geobench("m-eurosat", classes=10)
+    (folder.path / "band_stats.json").write_text(json.dumps({"10 - SWIR - Cirrus": {"mean": mean}}))
+    source = opened(folder.path)
+    at = source.info.bands.index("NIR_NARROW")
+    assert source.info.band_sources[at] == ("12 - swir" if mended else "08a - vegetation red edge")
