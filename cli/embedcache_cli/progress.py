@@ -29,16 +29,17 @@ class ExtractionBar:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
 
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[facts]}"),
+                BarColumn(bar_width=12),  # what is said beside it must fit into 80 columns
+                TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True)),
                 console=Console(stderr=True),
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self._name, total=None, facts="")
+            self._task = self._bar.add_task(self._name.rpartition("/")[2], total=None, facts="")
         return self
 
     def update(self, progress: Progress) -> None:
@@ -59,11 +60,11 @@ class ExtractionBar:
 
 
 def describe(progress: Progress) -> str:
-    """Say how far it is: ``240/480 rows, 31.9 rows/s, 8 s left, 0.2 MB``."""
+    """Say how far it is: ``240/480, 31.9 rows/s, 8 s left, 0.2 MB``."""
     rate = progress.new_rows / progress.seconds if progress.seconds else 0.0
     left = (progress.total - progress.rows) / rate if rate else 0.0
     skipped = f", {progress.skipped} skipped" if progress.skipped else ""
     return (
-        f"{progress.rows}/{progress.total} rows, {rate:.1f} rows/s, {human_seconds(left)} left, "
+        f"{progress.rows}/{progress.total}, {rate:.1f} rows/s, {human_seconds(left)} left, "
         f"{human_bytes(progress.nbytes)}{skipped}"
     )
