@@ -1,4 +1,4 @@
-"""A real process, really killed, again and again."""
+"""A real process, really killed: at random instants, and before every single operation on files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
+import zarr
 
-from embedcache_stores import FeatureStore, IncompleteStoreError, NotAStoreError
+from embedcache_stores import (
+    FeatureStore,
+    FeatureWriter,
+    IncompleteStoreError,
+    NotAStoreError,
+    StoreNotFoundError,
+    StoreSpec,
+)
 from embedcache_stores.manifest import read_progress
 
 SCRIPT = Path(__file__).with_name("writer_process.py")
+LEFTOVERS = {"progress.jsonl", "writer.lock"}  # of a writer killed after its commit: no part of the store
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +43,8 @@ def test_resume_after_sigkill_is_byte_identical(tmp_path: Path, process_module: 
     whole, killed = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
     subprocess.run([sys.executable, SCRIPT, whole], check=True, capture_output=True)
     rng = np.random.default_rng(7)
-    kills = 0
-    for _ in range(60):
+    halfway = set()
+    for _ in range(12):
         process = subprocess.Popen([sys.executable, SCRIPT, killed], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
@@ -42,39 +52,89 @@ def test_resume_after_sigkill_is_byte_identical(tmp_path: Path, process_module: 
         process.kill()
         process.wait()
         process.stdout.close()
-        if (killed / "zarr.json").exists():
+        recorded = check_what_a_reader_sees(killed, process_module, process_module.SPEC)
+        if recorded is None:
             break
-        kills += 1
-        check_what_a_reader_sees(killed, process_module)
+        halfway.add(recorded)
     else:
         subprocess.run([sys.executable, SCRIPT, killed], check=True, capture_output=True)
-    assert kills >= 3
-    left, right = (files(p) for p in (whole, killed))
-    assert left.keys() == right.keys()
-    assert [n for n in left if left[n] != right[n] and n != "zarr.json"] == []
+    assert len(halfway - {0}) >= 2, "the kills did not hit the writing of row groups; change the delays"
+    assert files(killed) == files(whole)
 
 
-def check_what_a_reader_sees(path: Path, module: Any) -> None:
-    """Either a whole store or none; and every row group that is recorded holds what was written."""
+@pytest.fixture(scope="module")
+def killed_everywhere(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return one store per operation on files that the writer makes, its writer killed just before it."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, SCRIPT, "every-operation", folder]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    return [folder / f"{number}.zarr" for number in range(1, int(done.stdout.split()[-1]) + 1)]
+
+
+def test_no_reader_takes_a_store_for_whole_wherever_its_writer_was_killed(
+    killed_everywhere: list[Path], process_module: Any
+) -> None:
+    seen = [check_what_a_reader_sees(path, process_module, process_module.TINY) for path in killed_everywhere]
+    groups = [process_module.TINY.groups if s is None else s for s in seen]
+    assert groups == sorted(groups), "row groups that were durable are not any more"
+    assert set(groups) == {0, 1, 2}
+    assert 0 < seen.count(None) < 5  # committed, and killed while the writer tidied up
+    assert len(seen) > 80
+
+
+def test_a_store_begun_and_killed_before_any_operation_is_continued_to_the_same_bytes(
+    killed_everywhere: list[Path], tmp_path: Path, process_module: Any
+) -> None:
+    # Begun: the header is recorded. What a kill before that leaves holds no row, and is not looked at here.
+    whole = tmp_path / "whole.zarr"
+    process_module.write(whole, process_module.TINY)
+    expected = files(whole)
+    resumed = 0
+    for path in killed_everywhere:
+        if header_is_recorded(path) and not (path / "zarr.json").exists():
+            done = len(read_progress(path / "progress.jsonl")[1])
+            with FeatureWriter(path, process_module.TINY) as writer:
+                assert writer.done == frozenset(range(done))
+            process_module.write(path, process_module.TINY)
+            resumed += 1
+            assert not list(path.rglob("*.partial")), path.name
+        if (path / "zarr.json").exists():
+            assert files(path) == expected, path.name
+    assert resumed > 60
+
+
+def header_is_recorded(path: Path) -> bool:
+    return (path / "progress.jsonl").exists() and read_progress(path / "progress.jsonl")[0] is not None
+
+
+def check_what_a_reader_sees(path: Path, module: Any, spec: StoreSpec) -> int | None:
+    """Check that it is a whole store (None) or none, and that every recorded row group (their number) is right."""
     if (path / "zarr.json").exists():
-        assert FeatureStore(path).rows == module.ROWS
-        return
-    with pytest.raises((IncompleteStoreError, NotAStoreError)):
+        store = FeatureStore(path)
+        for group in range(spec.groups):
+            for name, values in module.content(group, spec)[0].items():
+                rows = np.arange(spec.rows)[spec.group_rows(group)]
+                np.testing.assert_array_equal(store.read(name, rows), values)
+        return None
+    with pytest.raises((IncompleteStoreError, NotAStoreError, StoreNotFoundError)):
         FeatureStore(path)
-    if not (path / "progress.jsonl").exists():
-        return
-    import zarr
-
+    with pytest.raises(FileNotFoundError):
+        xr.open_zarr(path)
+    if not header_is_recorded(path):
+        return 0
     _, records, _ = read_progress(path / "progress.jsonl")
     for record in records:
         group = record["group"]
-        rows = module.SPEC.group_rows(group)
-        for name, values in module.content(group)[0].items():
+        for name, values in module.content(group, spec)[0].items():
             array: Any = zarr.open_array(str(path / name), mode="r")
-            np.testing.assert_array_equal(array[rows], values)
+            np.testing.assert_array_equal(array[spec.group_rows(group)], values)
+    return len(records)
 
 
 def files(path: Path) -> dict[str, bytes]:
+    """Every file of a committed store, the root's time of creation taken out."""
     out = {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-    json.loads(out["zarr.json"])
-    return out
+    root = json.loads(out["zarr.json"])
+    root["attributes"]["embedcache"].pop("created")
+    out["zarr.json"] = json.dumps(root).encode()
+    return {name: raw for name, raw in out.items() if name not in LEFTOVERS}

@@ -33,9 +33,40 @@ def test_reading_rows_equals_numpy_indexing(made: tuple[Any, FeatureStore], rows
     np.testing.assert_array_equal(store.read("level_0", at), content.arrays["level_0"][at])
 
 
-def test_rows_outside_are_refused(made: tuple[Any, FeatureStore]) -> None:
-    with pytest.raises(IndexError, match="21"):
-        made[1].read("level_0", np.array([21]))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.integers(0, 20), max_size=30), name=st.sampled_from(["pooled_mean", "mask", "label", "lat"]))
+def test_reading_rows_of_any_array_or_column_equals_numpy_indexing(
+    made: tuple[Any, FeatureStore], rows: list[int], name: str
+) -> None:
+    content, store = made
+    expected = {**content.arrays, **content.columns}[name][np.array(rows, dtype=np.int64)]
+    got = store.read(name, np.array(rows, dtype=np.int64))
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("row", [21, -1])
+def test_rows_outside_are_refused(made: tuple[Any, FeatureStore], row: int) -> None:
+    with pytest.raises(IndexError, match=rf"0\.\.20, got .*{row}"):
+        made[1].read("level_0", np.array([3, row]))
+
+
+def test_columns_are_read_whole_and_strings_as_python_text(made: tuple[Any, FeatureStore]) -> None:
+    content, store = made
+    for name, values in content.columns.items():
+        np.testing.assert_array_equal(store.column(name), values)
+        assert store.column(name).dtype == values.dtype
+    assert store.split.tolist() == content.columns["split"].tolist()
+    assert store.sample_ids.tolist() == list(content.spec.sample_ids)
+    assert {type(v) for v in (*store.split, *store.sample_ids)} == {str}
+
+
+def test_a_store_knows_what_it_has(made: tuple[Any, FeatureStore]) -> None:
+    store = made[1]
+    assert [store.has(n) for n in ("level_0", "mask", "label", "split")] == [True] * 4
+    assert not store.has("level_1")
+    assert (store.name, store.rows) == ("b", 21)
+    assert repr(store) == "<FeatureStore m-x/b: 21 rows, pooled_mean[5], level_0[3, 4, 2], mask[6, 6]>"
 
 
 def test_dask_arrays_are_lazy_and_equal(made: tuple[Any, FeatureStore]) -> None:
@@ -50,6 +81,52 @@ def test_dask_arrays_are_lazy_and_equal(made: tuple[Any, FeatureStore]) -> None:
             lazy.compute()
     assert lazy.chunks[0] == (4, 4, 4, 4, 4, 1)
     np.testing.assert_array_equal(lazy.compute(), content.arrays["level_0"])
+
+
+def test_xarray_is_lazy_and_equal(made: tuple[Any, FeatureStore]) -> None:
+    content, store = made
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was computed")
+
+    with dask.config.set(scheduler=refuse):
+        dataset = store.to_xarray()
+        with pytest.raises(AssertionError, match="computed"):
+            dataset.level_0.compute()
+    for name, values in content.arrays.items():
+        np.testing.assert_array_equal(dataset[name].values, values)
+
+
+XARRAY_ALONE = """
+import sys
+import numpy as np
+import xarray as xr
+ds = xr.open_zarr(sys.argv[1])
+want = np.load(sys.argv[2], allow_pickle=True)
+assert ds.sample_id.dims == ds.split.dims == ("sample",)
+assert {"sample_id", "split", "lat"} == set(ds.coords), ds.coords
+assert ds.sample_id.values.tolist() == want["sample_id"].tolist()
+assert ds.split.values.tolist() == want["split"].tolist()
+for name in ("label", "lat", "pooled_mean", "level_0", "mask"):
+    np.testing.assert_array_equal(ds[name].values, want[name])
+    assert ds[name].dtype == want[name].dtype, name
+train = ds.pooled_mean.where((ds.split == "train").compute(), drop=True)
+np.testing.assert_array_equal(train.values, want["pooled_mean"][want["split"] == "train"])
+assert ds.attrs["title"] == "small"
+print(sorted(m for m in sys.modules if m.startswith("embedcache")))
+"""
+
+
+def test_plain_xarray_reads_a_store_in_a_process_without_embedcache(
+    made: tuple[Any, FeatureStore], tmp_path: Path
+) -> None:
+    content, store = made
+    ids = np.array(content.spec.sample_ids, dtype=object)
+    np.savez(tmp_path / "want.npz", sample_id=ids, **content.arrays, **content.columns)
+    command = [sys.executable, "-W", "error", "-c", XARRAY_ALONE, store.path, tmp_path / "want.npz"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
 
 
 def test_an_unknown_array_lists_those_there(made: tuple[Any, FeatureStore]) -> None:
@@ -75,6 +152,34 @@ def test_a_flipped_bit_is_noticed(small: Build, tmp_path: Path) -> None:
     store.read("level_0", np.arange(4))
     with pytest.raises(ValueError, match="checksum"):
         store.read("level_0", np.arange(4, 8))
+
+
+@pytest.mark.parametrize("name", ["pooled_mean", "level_0", "mask", "sample_id", "split", "label", "lat"])
+@pytest.mark.parametrize("place", [0, 0.5, 0.999])
+def test_a_flipped_byte_anywhere_in_any_chunk_is_noticed(small: Build, tmp_path: Path, name: str, place: float) -> None:
+    store = FeatureStore(small().write(tmp_path / "b.zarr"))
+    chunk = next(p for p in sorted((store.path / name).iterdir()) if p.name.startswith("c."))
+    raw = bytearray(chunk.read_bytes())
+    raw[int(place * len(raw))] ^= 0xFF
+    chunk.write_bytes(raw)
+    with pytest.raises(ValueError, match="checksum"):
+        store.column(name)
+    with pytest.raises(ValueError, match="checksum"):
+        store.to_xarray()[name].compute()
+
+
+def test_opening_reads_one_small_file_and_nothing_else(small: Build, tmp_path: Path) -> None:
+    script = """
+import os, sys
+from embedcache_stores import FeatureStore
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ("open", "os.listdir") else None)
+store = FeatureStore(sys.argv[1])
+print([os.path.relpath(name, sys.argv[1]) for name in opened if name.startswith(sys.argv[1])])
+"""
+    path = small(rows=80, rows_per_group=2).write(tmp_path / "b.zarr")
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert done.stdout == "['zarr.json']\n"
 
 
 def test_opening_touches_a_constant_number_of_files(small: Build, tmp_path: Path) -> None:
@@ -111,6 +216,7 @@ def test_stores_are_found_by_dataset_and_name(small: Build, tmp_path: Path) -> N
 
 def test_opening_what_is_not_there_lists_what_is(small: Build, tmp_path: Path) -> None:
     small().write(tmp_path / "m-a" / "x.zarr")
+    assert open_store(tmp_path, "m-a", "x").rows == 10
     with pytest.raises(StoreNotFoundError, match="for 'm-a' it has x"):
         open_store(tmp_path, "m-a", "y")
     with pytest.raises(StoreNotFoundError, match="stores of m-a"):
