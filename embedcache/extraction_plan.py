@@ -127,7 +127,7 @@ def plan_extraction(
     """
     spec = backbone if isinstance(backbone, BackboneSpec) else get_backbone(backbone)
     info = source.info
-    input_size = options.input_size or spec.input_size
+    input_size = spec.input_size if options.input_size is None else options.input_size
     levels = spec.levels(input_size)
     preprocessing, absent = plan_preprocessing(spec, info, input_size)
     weights = find_weights(spec, options.weights)
@@ -208,7 +208,7 @@ def plan_extraction(
         use_time=use_time,
         use_location=use_location,
         skip_bad=options.skip_bad,
-        replace=options.rebuild and found is None,
+        replace=options.rebuild and there is not None and found is None,
         workers=max(1, options.workers),
         notes=tuple(_notes(spec, info.notes, found, store.environment, use_location or use_time)),
     )

@@ -344,7 +344,9 @@ def _chunk_key(group: int, spec: ArraySpec) -> str:
 
 def _is_begun_array(path: Path) -> bool:
     """Whether a folder is an array that a killed writer had just made, before its header."""
-    return path.name == PROGRESS_FILE or (path.is_dir() and {p.name for p in path.iterdir()} <= {"zarr.json"})
+    if path.is_dir():
+        return all(p.name == "zarr.json" or p.name.endswith(".partial") for p in path.iterdir())
+    return path.name == PROGRESS_FILE
 
 
 def _max_abs(values: npt.NDArray[Any]) -> float:

@@ -144,6 +144,17 @@ def test_a_store_of_other_inputs_is_named_tagged_or_replaced(chips: Path, tmp_pa
     assert FeatureStore(extract(replaced, extractor=hiera())).array("pooled_mean").dtype == np.float32
 
 
+def test_an_extraction_killed_before_its_first_record_is_begun_again(chips: Path, tmp_path: Path, hiera: Hiera) -> None:
+    whole = files(extract(plan(chips, tmp_path / "whole"), extractor=hiera()))
+    for rebuild in (False, True):
+        made = plan(chips, tmp_path / f"c{rebuild}")
+        (made.path / "level_0").mkdir(parents=True)
+        (made.path / "level_0" / "zarr.json.123.partial").write_text("{")
+        (made.path / "writer.lock").write_text("")
+        (made.path / "progress.jsonl").write_text("")
+        assert files(extract(plan(chips, tmp_path / f"c{rebuild}", rebuild=rebuild), extractor=hiera())) == whole
+
+
 def test_auto_precision_is_that_of_the_store(chips: Path, tmp_path: Path, hiera: Hiera) -> None:
     extract(plan(chips, tmp_path / "c", precision="bf16"), extractor=hiera())
     assert plan(chips, tmp_path / "c").complete  # a CPU would choose fp32 by itself
@@ -276,7 +287,7 @@ def test_peak_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
         "from embedcache.datasets._registry import open_dataset\n"
         "from embedcache.extraction import extract\n"
         "from embedcache.extraction_plan import ExtractOptions, plan_extraction\n"
-        "o = ExtractOptions(weights='random', input_size=64, what='both', limit=int(sys.argv[2]), dtype='float32')\n"
+        "o = ExtractOptions(weights='random', input_size=96, what='both', limit=int(sys.argv[2]), dtype='float32')\n"
         "p = plan_extraction(open_dataset('geobench:' + sys.argv[1]), 'sam2_hiera_tiny', sys.argv[3], o)\n"
         "extract(p)\n"
         # Not getrusage: its peak is handed down from the parent process.
@@ -289,8 +300,8 @@ def test_peak_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         peaks.append(float(out[0]))
         row_mib = float(out[1])
-    # 240 more rows are written; a run that kept them would grow by all of this.
-    assert peaks[1] - peaks[0] < 0.5 * 240 * row_mib
+    # 240 more rows are written, about 96 MiB; a run that kept them would grow by all of it. Allocators wander by 30.
+    assert peaks[1] - peaks[0] < 0.75 * 240 * row_mib
 
 
 def test_weights_of_a_seed_are_the_same_in_every_process(chips: Path, tmp_path: Path, hiera: Hiera) -> None:
