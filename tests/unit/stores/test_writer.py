@@ -494,6 +494,34 @@ def test_a_file_size_limit_is_said_and_what_was_durable_stays(
     assert contents(made.write(path)) == contents(made.write(tmp_path / "whole.zarr"))
 
 
+COMMIT_ELSEWHERE = """
+import pickle, resource, sys
+from embedcache_stores import FeatureWriter, StoreWriteError
+spec, groups = pickle.load(open(sys.argv[1], "rb"))
+with FeatureWriter(sys.argv[2], spec) as writer:
+    for group in writer.missing:
+        writer.write_group(group, *groups[group])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    try:
+        writer.commit()
+    except StoreWriteError as error:
+        print(error)
+"""
+
+
+def test_a_commit_record_cut_short_is_no_commit(pickled: tuple[Any, Path], contents: Contents, tmp_path: Path) -> None:
+    made, file = pickled
+    path, whole = tmp_path / "b.zarr", made.write(tmp_path / "whole.zarr")
+    metadata = [p.stat().st_size for p in whole.glob("*/zarr.json")]
+    assert max(metadata) < 2000 < (whole / "zarr.json").stat().st_size  # so it is the commit record that is cut
+    command = [sys.executable, "-c", COMMIT_ELSEWHERE, file, path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "the file size limit was reached" in done.stdout
+    with pytest.raises(IncompleteStoreError, match="3 of 3"):
+        FeatureStore(path)
+    assert contents(made.write(path)) == contents(whole)
+
+
 def test_a_second_writer_is_refused_by_name_until_the_first_is_dead(small: Build, tmp_path: Path) -> None:
     made = small()
     path = made.write(tmp_path / "b.zarr", [0], commit=False)
