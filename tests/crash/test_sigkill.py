@@ -82,25 +82,22 @@ def test_no_reader_takes_a_store_for_whole_wherever_its_writer_was_killed(
     assert len(seen) > 40
 
 
-def test_a_store_begun_and_killed_before_any_operation_is_continued_to_the_same_bytes(
+def test_a_writer_killed_before_any_operation_is_continued_to_the_same_bytes(
     killed_everywhere: list[Path], tmp_path: Path, process_module: Any
 ) -> None:
-    # Begun: the header is recorded. What a kill before that leaves holds no row, and is not looked at here.
     whole = tmp_path / "whole.zarr"
     process_module.write(whole, process_module.TINY)
     expected = files(whole)
     resumed = 0
     for path in killed_everywhere:
-        if header_is_recorded(path) and not (path / "zarr.json").exists():
-            done = len(read_progress(path / "progress.jsonl")[1])
+        if not (path / "zarr.json").exists():
+            done = len(read_progress(path / "progress.jsonl")[1]) if header_is_recorded(path) else 0
             with FeatureWriter(path, process_module.TINY) as writer:
-                assert writer.done == frozenset(range(done))
+                assert writer.done == frozenset(range(done)), path.name
             process_module.write(path, process_module.TINY)
             resumed += 1
-            assert not list(path.rglob("*.partial")), path.name
-        if (path / "zarr.json").exists():
-            assert files(path) == expected, path.name
-    assert resumed > 30
+        assert files(path) == expected, path.name
+    assert resumed > 40
 
 
 def header_is_recorded(path: Path) -> bool:

@@ -181,27 +181,28 @@ def test_a_progress_record_torn_at_any_byte_is_continued(contents: Contents, tmp
         sample_ids=("é", "b"), arrays=arrays, columns=(), provenance={}, rows_per_group=1, attrs={"title": "t"}
     )
 
-    def fill(path: Path, *, commit: bool, stop: int = 2) -> Path:
+    def fill(path: Path, *, stop: int = 2) -> list[int]:
         with FeatureWriter(path, spec) as writer:
-            for group in [g for g in writer.missing if g < stop]:
+            missing = writer.missing
+            for group in missing[:stop]:
                 writer.write_group(group, {"a": np.array([[7 + group]], dtype=np.uint8)}, {})
-            if commit:
+            if not writer.missing:
                 writer.commit()
-        return path
+        return missing
 
-    whole = contents(fill(tmp_path / "whole.zarr", commit=True))
-    begun = fill(tmp_path / "begun.zarr", commit=False, stop=1)
+    whole, begun, path = (tmp_path / name for name in ("whole.zarr", "begun.zarr", "b.zarr"))
+    fill(whole)
+    fill(begun, stop=1)
+    expected = contents(whole)
     record = (begun / "progress.jsonl").read_bytes()
-    path = tmp_path / "b.zarr"
     for length in range(len(record) + 1):
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(begun, path)
         (path / "progress.jsonl").write_bytes(record[:length])
         with pytest.raises((IncompleteStoreError, NotAStoreError)):
             FeatureStore(path)
-        with FeatureWriter(path, spec) as writer:
-            assert writer.missing == ([1] if length == len(record) else [0, 1])  # a torn line does not count
-        assert contents(fill(path, commit=True)) == whole, f"torn after {length} bytes"
+        assert fill(path) == ([1] if length == len(record) else [0, 1])  # a torn line does not count
+        assert contents(path) == expected, f"torn after {length} bytes"
 
 
 @pytest.mark.parametrize(
