@@ -107,6 +107,13 @@ class FeatureStore:
         groups = rows // step
         for group in np.unique(groups):
             here = np.flatnonzero(groups == group)
+            # zarr takes a chunk that is not there for one of zeros; our writer writes every one.
+            chunk = self.path / name / ".".join(["c", str(group), *("0" for _ in array.shape[1:])])
+            if not chunk.exists():
+                raise StoreNotFoundError(
+                    f"store {self.name!r} has lost the file {str(chunk)!r} (rows {group * step} on of {name!r}); "
+                    "extract it again with --rebuild."
+                )
             block = np.asarray(array[group * step : min((group + 1) * step, self.rows)])
             out[here] = block[rows[here] - group * step]
         return out

@@ -112,7 +112,7 @@ def peek_manifest(path: str | os.PathLike[str]) -> StoreManifest:
     progress = root / PROGRESS_FILE
     if progress.exists():
         header, records, _ = read_progress(progress)
-        if header is not None:
+        if header is not None and is_header(header):
             return _manifest(root, "partial", header, len({r["group"] for r in records}))
     raise NotAStoreError(
         f"{str(root)!r} is not a feature store: it has neither a commit record ({COMMIT_FILE}) nor a progress "
@@ -142,6 +142,11 @@ def read_progress(path: Path) -> tuple[Json | None, list[Json], int]:
     return lines[0], lines[1:], sound
 
 
+def is_header(line: object) -> bool:
+    """Whether the first line of a progress record is one that our writer wrote."""
+    return isinstance(line, dict) and "schema_version" in line
+
+
 def find_stores(cache: str | os.PathLike[str]) -> Iterator[StoreManifest]:
     """Yield every store of a cache, ``CACHE/<dataset>/<name>.zarr``, by dataset and name.
 
@@ -160,7 +165,7 @@ def find_stores(cache: str | os.PathLike[str]) -> Iterator[StoreManifest]:
     for path in sorted(root.glob(f"*/*{SUFFIX}")):
         try:
             yield peek_manifest(path)
-        except NotAStoreError:
+        except (NotAStoreError, StoreNotFoundError):
             continue
 
 

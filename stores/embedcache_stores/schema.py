@@ -169,14 +169,17 @@ def ids_digest(sample_ids: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+_ABSENT: Final = "(absent)"
+
+
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """List (dotted field, stored value, asked value) wherever two provenances differ."""
     found: list[tuple[str, Any, Any]] = []
     for key in sorted({*stored, *asked}):
-        left, right = stored.get(key), asked.get(key)
+        left, right = stored.get(key, _ABSENT), asked.get(key, _ABSENT)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             found += differences(left, right, f"{prefix}{key}.")
-        elif left != right:
+        elif _ABSENT in (left, right) or canonical_json(left) != canonical_json(right):
             found.append((f"{prefix}{key}", left, right))
     return found
 

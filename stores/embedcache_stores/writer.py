@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,14 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from embedcache_stores.durable import explained_writes, fsync_path, replace_atomically
 from embedcache_stores.errors import FingerprintMismatchError, NotAStoreError, StoreError, StoreLockedError
-from embedcache_stores.manifest import ATTRIBUTE, COMMIT_FILE, PROGRESS_FILE, peek_manifest, read_progress
+from embedcache_stores.manifest import (
+    ATTRIBUTE,
+    COMMIT_FILE,
+    PROGRESS_FILE,
+    is_header,
+    peek_manifest,
+    read_progress,
+)
 from embedcache_stores.schema import (
     COORDINATES,
     SAMPLE_DIM,
@@ -36,6 +44,8 @@ from embedcache_stores.schema import (
 
 _COLUMN_CHUNK = 65536
 _LOCK_FILE = "writer.lock"
+_OURS = re.compile(r"zarr\.json|c(\.\d+)+|(zarr|c)\..*\.partial")
+"""What an array's folder may hold: metadata, chunks, and the temporary files of zarr's local store."""
 _ZARR: Any = {"write_empty_chunks": True}
 """zarr leaves out chunks that hold the fill value only (a mask of background, say); we want every chunk on disk, so
 that one that is missing is known to be lost."""
@@ -74,8 +84,10 @@ class FeatureWriter:
         self._columns: dict[int, Json] = {}
         if (self.path / COMMIT_FILE).exists():
             self._matches_existing()  # raises: a committed store is never touched, not even by a lock file
+        self._committed = False
         with explained_writes(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign()  # before the lock file, so that a user's folder is left as it is
             self._lock = _acquire(self.path)
         try:
             self._begin()
@@ -110,6 +122,10 @@ class FeatureWriter:
         columns
             Every column by name, each ``(rows of the group, *shape)``.
         """
+        if self._committed:
+            raise StoreError(f"store {str(self.path)!r} is complete and never changes.")
+        if not 0 <= group < self.spec.groups:
+            raise ValueError(f"group must be in 0..{self.spec.groups - 1}, got {group}")
         rows = self.spec.group_rows(group)
         self._check(arrays, self.spec.arrays, rows)
         self._check(columns, self.spec.columns, rows)
@@ -144,6 +160,7 @@ class FeatureWriter:
                 values = [v for g in range(self.spec.groups) for v in self._columns[g]["columns"][spec.name]]
                 self._write_column(spec, values)
             replace_atomically(self.path / COMMIT_FILE, json.dumps(self._root_metadata(), indent=1))
+            self._committed = True
             (self.path / PROGRESS_FILE).unlink(missing_ok=True)
             (self.path / _LOCK_FILE).unlink(missing_ok=True)
 
@@ -161,14 +178,11 @@ class FeatureWriter:
 
     def _begin(self) -> None:
         with explained_writes(self.path):
-            if (self.path / COMMIT_FILE).exists() or (self.path / PROGRESS_FILE).exists():
-                if self._matches_existing():
-                    self._continue()
-                    return
-            elif any(p.name != _LOCK_FILE and not _is_begun_array(p) for p in self.path.iterdir()):
-                raise NotAStoreError(
-                    f"{str(self.path)!r} exists and is not a feature store; move it away or choose another --cache."
-                )
+            known = (self.path / COMMIT_FILE).exists() or (self.path / PROGRESS_FILE).exists()
+            if known and self._matches_existing():
+                self._continue()
+                return
+            self._refuse_foreign()
             for spec in self.spec.arrays:
                 shutil.rmtree(self.path / spec.name, ignore_errors=True)
                 self._create(spec, chunk_rows=self.spec.rows_per_group)
@@ -177,9 +191,23 @@ class FeatureWriter:
             self._append(self._header())
             fsync_path(self.path)
 
+    def _refuse_foreign(self) -> None:
+        """Raise where the folder holds anything but a store, or what a writer killed before its header leaves."""
+        if (self.path / COMMIT_FILE).exists():
+            return
+        progress = self.path / PROGRESS_FILE
+        if progress.exists() and is_header(read_progress(progress)[0]):
+            return
+        ours = b'{"schema_version"'
+        start = progress.read_bytes()[: len(ours)] if progress.exists() else b""
+        if not ours.startswith(start) or not all(_is_begun(p) for p in self.path.iterdir()):
+            raise NotAStoreError(
+                f"{str(self.path)!r} exists and is not a feature store; move it away or choose another --cache."
+            )
+
     def _matches_existing(self) -> bool:
         """Whether a usable progress record is there; raises where another store is in the way."""
-        if not (self.path / COMMIT_FILE).exists() and read_progress(self.path / PROGRESS_FILE)[0] is None:
+        if not (self.path / COMMIT_FILE).exists() and not is_header(read_progress(self.path / PROGRESS_FILE)[0]):
             return False  # killed while the header was written: nothing of value yet
         found = peek_manifest(self.path)
         check_fingerprint(self.path, found.provenance, self.spec.provenance)
@@ -342,11 +370,11 @@ def _chunk_key(group: int, spec: ArraySpec) -> str:
     return ".".join(["c", str(group), *("0" for _ in spec.shape)])
 
 
-def _is_begun_array(path: Path) -> bool:
-    """Whether a folder is an array that a killed writer had just made, before its header."""
+def _is_begun(path: Path) -> bool:
+    """Whether an entry of a folder is what a writer leaves that was killed before its header was whole."""
     if path.is_dir():
-        return all(p.name == "zarr.json" or p.name.endswith(".partial") for p in path.iterdir())
-    return path.name == PROGRESS_FILE
+        return all(_OURS.fullmatch(p.name) for p in path.iterdir())
+    return path.name in {PROGRESS_FILE, _LOCK_FILE}
 
 
 def _max_abs(values: npt.NDArray[Any]) -> float:

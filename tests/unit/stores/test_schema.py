@@ -143,7 +143,7 @@ def test_ids_digest_keeps_boundaries() -> None:
 def test_differences_are_dotted_and_complete() -> None:
     stored = {"a": {"b": 1, "c": [1, 2]}, "d": 0}
     asked = {"a": {"b": 2, "c": [1, 2]}, "e": None, "d": 0}
-    assert differences(stored, asked) == [("a.b", 1, 2)]
+    assert differences(stored, asked) == [("a.b", 1, 2), ("e", "(absent)", None)]
     assert differences(stored, {"a": 5, "d": 0}) == [("a", {"b": 1, "c": [1, 2]}, 5)]
 
 

@@ -276,9 +276,9 @@ def test_another_fingerprint_is_refused_by_field_and_nothing_is_touched(
         path = small().write(tmp_path / f"{commit}.zarr", [0, 1, 2], commit=commit)
         before = contents(path)
         other = small(preprocessing={"input_size": 256})
-        with pytest.raises(FingerprintMismatchError, match=r"preprocessing is None, asked .*256") as caught:
+        with pytest.raises(FingerprintMismatchError, match=r"preprocessing is .\(absent\)., asked .*256") as caught:
             FeatureWriter(path, other.spec)
-        assert caught.value.differences == [("preprocessing", None, {"input_size": 256})]
+        assert caught.value.differences == [("preprocessing", "(absent)", {"input_size": 256})]
         after = contents(path)
         after.pop("writer.lock", None)
         before.pop("writer.lock", None)
@@ -339,7 +339,7 @@ def test_wrong_columns_and_unknown_names_are_refused_and_nothing_is_recorded(
 
 def test_a_row_group_beyond_the_last_is_refused(small: Build, tmp_path: Path) -> None:
     made = small()
-    with FeatureWriter(tmp_path / "b.zarr", made.spec) as writer, pytest.raises(ValueError, match="must have shape"):
+    with FeatureWriter(tmp_path / "b.zarr", made.spec) as writer, pytest.raises(ValueError, match="group must be in"):
         writer.write_group(3, *made.group(2))
     assert peek_manifest(tmp_path / "b.zarr").groups_done == 0
 
@@ -598,3 +598,36 @@ def test_begun_with_other_row_groups_is_said(small: Build, tmp_path: Path) -> No
     path = made.write(tmp_path / "b.zarr", [0], commit=False)
     with pytest.raises(StoreError, match=r"another layout.*--rebuild"):
         FeatureWriter(path, dataclasses.replace(made.spec, rows_per_group=8))
+
+
+@pytest.mark.parametrize("log", ["epoch 1\n", "", '{"loss": 1}\n'])
+def test_a_users_folder_with_a_log_of_our_name_is_left_as_it_is(small: Build, tmp_path: Path, log: str) -> None:
+    folder = tmp_path / "b.zarr"
+    (folder / "mask").mkdir(parents=True)
+    (folder / "mask" / "photo.png").write_bytes(b"a photograph")
+    (folder / "progress.jsonl").write_text(log)
+    with pytest.raises(NotAStoreError, match="not a feature store"):
+        FeatureWriter(folder, small().spec)
+    left = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert left == ["mask/photo.png", "progress.jsonl"]
+    assert (folder / "progress.jsonl").read_text() == log
+
+
+def test_nothing_is_written_after_the_commit(small: Build, contents: Contents, tmp_path: Path) -> None:
+    made = small()
+    with FeatureWriter(tmp_path / "b.zarr", made.spec) as writer:
+        for group in writer.missing:
+            writer.write_group(group, *made.group(group))
+        writer.commit()
+        before = contents(tmp_path / "b.zarr")
+        with pytest.raises(StoreError, match="complete and never changes"):
+            writer.write_group(0, *made.group(0))
+    assert contents(tmp_path / "b.zarr") == before
+
+
+def test_a_lost_chunk_is_noticed_when_it_is_read(small: Build, tmp_path: Path) -> None:
+    store = FeatureStore(small().write(tmp_path / "b.zarr"))
+    (store.path / "level_0" / "c.1.0.0.0").unlink()
+    store.read("level_0", np.arange(4))
+    with pytest.raises(StoreNotFoundError, match=r"has lost the file .*c\.1\.0\.0\.0"):
+        store.read("level_0", np.arange(8))
