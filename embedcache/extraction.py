@@ -20,8 +20,9 @@ from embedcache.encoding import Row, encode
 from embedcache.errors import SampleError
 from embedcache.extraction_plan import ExtractionPlan
 from embedcache.preprocessing import resize_mask
+from embedcache_stores.ownership import discard
 from embedcache_stores.schema import STRING, ArraySpec
-from embedcache_stores.writer import FeatureWriter, discard
+from embedcache_stores.writer import FeatureWriter
 
 SKIPPED = "skipped"
 _BATCHES_AHEAD = 3

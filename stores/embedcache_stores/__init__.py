@@ -16,8 +16,9 @@ from embedcache_stores.errors import (
 )
 from embedcache_stores.feature_store import FeatureStore, open_store
 from embedcache_stores.manifest import StoreManifest, find_stores, peek_manifest, read_manifest
+from embedcache_stores.ownership import discard
 from embedcache_stores.schema import ArraySpec, LevelSpec, StoreSpec, fingerprint, ids_digest
-from embedcache_stores.writer import FeatureWriter, discard
+from embedcache_stores.writer import FeatureWriter
 
 __all__ = [
     "ArraySpec",

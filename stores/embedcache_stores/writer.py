@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import math
 import os
-import re
 import shutil
-import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +18,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from embedcache_stores.durable import explained_writes, fsync_path, replace_atomically
-from embedcache_stores.errors import FingerprintMismatchError, NotAStoreError, StoreError, StoreLockedError
+from embedcache_stores.errors import FingerprintMismatchError, StoreError
 from embedcache_stores.manifest import (
     ATTRIBUTE,
     COMMIT_FILE,
@@ -30,6 +27,7 @@ from embedcache_stores.manifest import (
     peek_manifest,
     read_progress,
 )
+from embedcache_stores.ownership import LOCK_FILE, acquire, refuse_foreign
 from embedcache_stores.schema import (
     COORDINATES,
     SAMPLE_DIM,
@@ -43,9 +41,6 @@ from embedcache_stores.schema import (
 )
 
 _COLUMN_CHUNK = 65536
-_LOCK_FILE = "writer.lock"
-_OURS = re.compile(r"zarr\.json|c(\.\d+)+|(zarr|c)\..*\.partial")
-"""What an array's folder may hold: metadata, chunks, and the temporary files of zarr's local store."""
 _ZARR: Any = {"write_empty_chunks": True}
 """zarr leaves out chunks that hold the fill value only (a mask of background, say); we want every chunk on disk, so
 that one that is missing is known to be lost."""
@@ -87,8 +82,8 @@ class FeatureWriter:
         self._committed = False
         with explained_writes(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._refuse_foreign()  # before the lock file, so that a user's folder is left as it is
-            self._lock = _acquire(self.path)
+            refuse_foreign(self.path)  # before the lock file, so that a user's folder is left as it is
+            self._lock = acquire(self.path)
         try:
             self._begin()
         except BaseException:
@@ -162,7 +157,7 @@ class FeatureWriter:
             replace_atomically(self.path / COMMIT_FILE, json.dumps(self._root_metadata(), indent=1))
             self._committed = True
             (self.path / PROGRESS_FILE).unlink(missing_ok=True)
-            (self.path / _LOCK_FILE).unlink(missing_ok=True)
+            (self.path / LOCK_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Release the lock. Rows written so far stay."""
@@ -182,7 +177,7 @@ class FeatureWriter:
             if known and self._matches_existing():
                 self._continue()
                 return
-            self._refuse_foreign()
+            refuse_foreign(self.path)
             for spec in self.spec.arrays:
                 shutil.rmtree(self.path / spec.name, ignore_errors=True)
                 self._create(spec, chunk_rows=self.spec.rows_per_group)
@@ -190,20 +185,6 @@ class FeatureWriter:
             (self.path / PROGRESS_FILE).write_bytes(b"")
             self._append(self._header())
             fsync_path(self.path)
-
-    def _refuse_foreign(self) -> None:
-        """Raise where the folder holds anything but a store, or what a writer killed before its header leaves."""
-        if (self.path / COMMIT_FILE).exists():
-            return
-        progress = self.path / PROGRESS_FILE
-        if progress.exists() and is_header(read_progress(progress)[0]):
-            return
-        ours = b'{"schema_version"'
-        start = progress.read_bytes()[: len(ours)] if progress.exists() else b""
-        if not ours.startswith(start) or not all(_is_begun(p) for p in self.path.iterdir()):
-            raise NotAStoreError(
-                f"{str(self.path)!r} exists and is not a feature store; move it away or choose another --cache."
-            )
 
     def _matches_existing(self) -> bool:
         """Whether a usable progress record is there; raises where another store is in the way."""
@@ -326,55 +307,8 @@ def check_fingerprint(path: Path, stored: Mapping[str, Any], asked: Mapping[str,
     )
 
 
-def discard(path: str | os.PathLike[str]) -> None:
-    """Remove a feature store, committed or not; refuses anything that is not one.
-
-    Raises
-    ------
-    NotAStoreError, StoreNotFoundError
-        If no feature store is there.
-    StoreLockedError
-        If a process is writing it.
-    """
-    root = Path(path)
-    peek_manifest(root)
-    with explained_writes(root):
-        lock = _acquire(root)
-        try:
-            (root / COMMIT_FILE).unlink(missing_ok=True)  # first, so that no reader meets a half-removed store
-            shutil.rmtree(root)
-        finally:
-            lock.close()
-
-
-def _acquire(root: Path) -> Any:
-    """Take the writer's lock; the kernel releases it when the process ends, however it ends."""
-    lock = (root / _LOCK_FILE).open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise StoreLockedError(
-            f"store {str(root)!r} is being written by {holder}. Wait for it, or stop it and run this command again."
-        ) from error
-    lock.truncate(0)
-    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-    lock.flush()
-    return lock
-
-
 def _chunk_key(group: int, spec: ArraySpec) -> str:
     return ".".join(["c", str(group), *("0" for _ in spec.shape)])
-
-
-def _is_begun(path: Path) -> bool:
-    """Whether an entry of a folder is what a writer leaves that was killed before its header was whole."""
-    if path.is_dir():
-        return all(_OURS.fullmatch(p.name) for p in path.iterdir())
-    return path.name in {PROGRESS_FILE, _LOCK_FILE}
 
 
 def _max_abs(values: npt.NDArray[Any]) -> float:
