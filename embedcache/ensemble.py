@@ -148,7 +148,7 @@ class Ensemble:
         """Return which channels of ``pooled_*`` or ``level_*`` came from which member."""
         out, start = {}, 0
         for store in self.stores:
-            stop = start + int(store.array(array).shape[1])
+            stop = start + int(store.spec(array).shape[0])
             out[store.name] = slice(start, stop)
             start = stop
         return out

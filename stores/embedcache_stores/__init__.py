@@ -1,9 +1,10 @@
 """Feature stores on disk: plain Zarr groups with an identity, written all or nothing. Knows arrays, never models.
 
-Importing this needs numpy and zarr only; ``embedcache_stores.manifest`` alone needs neither.
+Importing this needs numpy and zarr only.
 """
 
 from embedcache_stores.errors import (
+    DamagedStoreError,
     EmbedcacheError,
     FingerprintMismatchError,
     IncompleteStoreError,
@@ -17,18 +18,22 @@ from embedcache_stores.errors import (
 from embedcache_stores.feature_store import FeatureStore, open_store
 from embedcache_stores.manifest import StoreManifest, find_stores, peek_manifest, read_manifest
 from embedcache_stores.ownership import discard
+from embedcache_stores.place import Place, open_place
 from embedcache_stores.schema import ArraySpec, LevelSpec, StoreSpec, fingerprint, ids_digest
-from embedcache_stores.writer import FeatureWriter
+from embedcache_stores.writer import FeatureWriter, GroupWriter
 
 __all__ = [
     "ArraySpec",
+    "DamagedStoreError",
     "EmbedcacheError",
     "FeatureStore",
     "FeatureWriter",
     "FingerprintMismatchError",
     "IncompleteStoreError",
+    "GroupWriter",
     "LevelSpec",
     "NotAStoreError",
+    "Place",
     "SampleIdMismatchError",
     "StoreError",
     "StoreLockedError",
@@ -40,6 +45,7 @@ __all__ = [
     "find_stores",
     "fingerprint",
     "ids_digest",
+    "open_place",
     "open_store",
     "peek_manifest",
     "read_manifest",

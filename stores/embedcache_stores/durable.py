@@ -20,19 +20,8 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_atomically(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_path(path.parent)
-
-
 @contextmanager
-def explained_writes(path: Path) -> Iterator[None]:
+def explained_writes(where: object) -> Iterator[None]:
     """Turn the file system's refusals into a sentence that says what happened and that nothing is lost."""
     try:
         yield
@@ -47,6 +36,6 @@ def explained_writes(path: Path) -> Iterator[None]:
             errno.EFBIG: "the file size limit was reached",
         }.get(error.errno or 0, error.strerror or str(error))
         raise StoreWriteError(
-            f"could not write {str(path)!r}: {reason}. The row groups written so far are kept; "
+            f"could not write {str(where)!r}: {reason}. The row groups written so far are kept; "
             "make room (or fix the permission) and run the same command again to continue."
         ) from error

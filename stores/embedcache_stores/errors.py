@@ -4,6 +4,7 @@ EmbedcacheError                 one clear sentence for the user; the command lin
 ├── StoreError                  something about a feature store on disk
 │   ├── StoreNotFoundError      (FileNotFoundError) nothing there
 │   ├── NotAStoreError          (ValueError) something is there, but embedcache did not write it
+│   ├── DamagedStoreError       (ValueError) a file of a committed store is lost, cut short or has a wrong checksum
 │   ├── IncompleteStoreError    extraction began and was never committed
 │   ├── FingerprintMismatchError (ValueError) a store made from other inputs is in the way
 │   ├── SampleIdMismatchError   (ValueError) stores that should hold the same samples do not
@@ -31,6 +32,10 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
 
 class NotAStoreError(StoreError, ValueError):
     """The path holds something that embedcache did not write."""
+
+
+class DamagedStoreError(StoreError, ValueError):
+    """A committed store is not what was written: a file is lost, cut short, or its checksum is wrong."""
 
 
 class IncompleteStoreError(StoreError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from embedcache_stores.errors import StoreNotFoundError
+from embedcache_stores.chunks import chunk_key
+from embedcache_stores.direct import DirectReader
+from embedcache_stores.encodings import decode
+from embedcache_stores.errors import DamagedStoreError, StoreNotFoundError
 from embedcache_stores.manifest import SUFFIX, StoreManifest, find_stores, read_manifest
-from embedcache_stores.schema import LevelSpec
+from embedcache_stores.place import Location, Place, open_place
+from embedcache_stores.schema import ArraySpec, LevelSpec
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -23,24 +29,41 @@ if TYPE_CHECKING:
 class FeatureStore:
     """Read-only view of one committed store; opening it reads one small file.
 
-    Arrays are ``(sample, channel)`` for pooled vectors and ``(sample, channel, y, x)`` for levels. The same store opens
+    Arrays are ``(sample, channel)`` for pooled vectors and ``(sample, channel, y, x)`` for levels. Encoded arrays
+    (bfloat16, int8) are decoded to float32 by every method but :meth:`array` and :meth:`direct`. The same store opens
     without embedcache: ``xr.open_zarr(path)``.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the store at ``path``.
+    def __init__(self, location: Location, *, check: bool = True) -> None:
+        """Open the store at a path or URL.
+
+        Parameters
+        ----------
+        location
+            Of the store.
+        check
+            Compare each chunk's checksum the first time it is read. Without, a local uncompressed store is read at the
+            speed of memory from the first pass on, and ``embedcache verify`` is what finds flipped bits.
 
         Raises
         ------
         StoreNotFoundError, NotAStoreError, IncompleteStoreError
             With what was found and what to do.
         """
-        self.path = Path(path)
-        self.manifest: StoreManifest = read_manifest(self.path)
+        self._check = check
+        self.place: Place = open_place(location)
+        self.manifest: StoreManifest = read_manifest(self.place)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._direct: dict[str, DirectReader] = {}
 
     def __repr__(self) -> str:
         arrays = ", ".join(f"{a.name}{list(a.shape)}" for a in self.manifest.arrays)
         return f"<FeatureStore {self.manifest.dataset}/{self.name}: {self.rows} rows, {arrays}>"
+
+    @property
+    def path(self) -> Path:
+        """Folder of a store on a local disk; TypeError elsewhere."""
+        return self.manifest.path
 
     @property
     def name(self) -> str:
@@ -57,33 +80,46 @@ class FeatureStore:
         """Feature maps in the store, finest first."""
         return self.manifest.levels
 
-    @cached_property
-    def _group(self) -> zarr.Group:
-        return zarr.open_group(str(self.path), mode="r")
-
-    def array(self, name: str) -> zarr.Array[Any]:
-        """Return one array as Zarr, nothing read yet.
+    def spec(self, name: str) -> ArraySpec:
+        """Return what is known of one array or column.
 
         Raises
         ------
         StoreNotFoundError
             If the store has no such array; the message lists those it has.
         """
-        names = ["sample_id", *(a.name for a in (*self.manifest.columns, *self.manifest.arrays))]
-        if name not in names:
-            raise StoreNotFoundError(f"store {self.name!r} has no array {name!r}; it has {', '.join(names)}.")
-        array = self._group[name]
-        if not isinstance(array, zarr.Array):
-            raise StoreNotFoundError(f"{name!r} in store {self.name!r} is not an array.")
-        return array
+        specs = {a.name: a for a in (*self.manifest.columns, *self.manifest.arrays)}
+        if name == "sample_id":
+            return ArraySpec(name=name, dtype="string")
+        if name not in specs:
+            raise StoreNotFoundError(
+                f"store {self.name!r} has no array {name!r}; it has {', '.join(['sample_id', *specs])}."
+            )
+        return specs[name]
 
     def has(self, name: str) -> bool:
         """Whether the store has an array or column of that name."""
         return any(a.name == name for a in (*self.manifest.columns, *self.manifest.arrays))
 
+    def array(self, name: str) -> zarr.Array[Any]:
+        """Return one array as Zarr, as it lies on disk (codes, where it is encoded); nothing is read yet."""
+        return self._zarr(self.spec(name).stored_name)
+
+    def direct(self, name: str) -> DirectReader | None:
+        """Return the fast reader of one large array, in its dtype on disk; None for compressed or remote stores."""
+        if not (self.place.is_local and self.manifest.plain) or name not in {a.name for a in self.manifest.arrays}:
+            return None
+        if name not in self._direct:
+            spec = self.spec(name)
+            self._direct[name] = DirectReader(
+                self.path / spec.stored_name, spec, self.rows, self.manifest.rows_per_group, check=self._check
+            )
+        return self._direct[name]
+
     def column(self, name: str) -> npt.NDArray[Any]:
         """Read a whole small column: ``sample_id``, ``split``, ``label``, ``lat`` ... Strings come as object arrays."""
-        values = np.asarray(self.array(name)[:])
+        with self._damage_named(name, None):
+            values = np.asarray(self.array(name)[:])
         return values.astype(object) if values.dtype.kind == "T" else values
 
     @cached_property
@@ -97,44 +133,135 @@ class FeatureStore:
         return self.column("split")
 
     def read(self, name: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
-        """Read chosen rows of one array, each chunk once, in the order asked: ``(len(rows), ...)``."""
+        """Read chosen rows of one array or column, in the order asked: ``(len(rows), *shape)``, decoded.
+
+        Raises
+        ------
+        IndexError
+            If a row is not in the store, or ``rows`` is no array of integers.
+        DamagedStoreError
+            If a file is lost, cut short, or (compressed and remote stores) its checksum is wrong.
+        """
+        spec = self.spec(name)
+        rows = self._checked(rows)
+        if name not in {a.name for a in self.manifest.arrays}:
+            return self.column(name)[rows]
+        out = np.empty((len(rows), *spec.shape), dtype=np.dtype(spec.dtype))
+        self.read_stored_into(name, rows, out)
+        return decode(out, spec, self.scale(name, rows))
+
+    def read_stored_into(
+        self, name: str, rows: npt.NDArray[np.integer[Any]], out: npt.NDArray[Any], threads: int = 1
+    ) -> None:
+        """Copy chosen rows as they lie on disk into a buffer ``(len(rows), *shape)``; see :meth:`read`."""
+        rows = self._checked(rows)
+        reader = self.direct(name)
+        if reader is not None:
+            reader.read_into(rows, out, threads)
+            return
         array = self.array(name)
-        rows = np.asarray(rows, dtype=np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= self.rows):
-            raise IndexError(f"rows must be in 0..{self.rows - 1}, got {rows.min()}..{rows.max()}")
-        out = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
-        step = array.chunks[0]
+        step = self.manifest.rows_per_chunk
         groups = rows // step
         for group in np.unique(groups):
             here = np.flatnonzero(groups == group)
-            # zarr takes a chunk that is not there for one of zeros; our writer writes every one.
-            chunk = self.path / name / ".".join(["c", str(group), *("0" for _ in array.shape[1:])])
-            if not chunk.exists():
-                raise StoreNotFoundError(
-                    f"store {self.name!r} has lost the file {str(chunk)!r} (rows {group * step} on of {name!r}); "
-                    "extract it again with --rebuild."
-                )
-            block = np.asarray(array[group * step : min((group + 1) * step, self.rows)])
-            out[here] = block[rows[here] - group * step]
-        return out
+            with self._damage_named(name, int(group) * step // self.manifest.rows_per_group):
+                block = np.asarray(array[int(group) * step : min((int(group) + 1) * step, self.rows)])
+            out[here] = block[rows[here] - int(group) * step]
+
+    def scale(self, name: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32] | None:
+        """Scales of rows of an int8 array, ``(len(rows), channel)``; None for other arrays."""
+        if self.spec(name).encoding != "int8":
+            return None
+        return self.scales(name)[np.asarray(rows) // self.manifest.rows_per_group]
+
+    def scales(self, name: str) -> npt.NDArray[np.float32]:
+        """All scales of an int8 array, ``(row_group, channel)`` float32."""
+        return np.asarray(self._zarr(self.spec(name).scale_name)[:])
 
     def to_dask(self, name: str) -> da.Array:
-        """Return one array as a lazy Dask array with one chunk per row group; nothing is read."""
+        """Return one array as a lazy Dask array with one chunk per row group, decoded; nothing is read."""
         import dask.array as da
 
-        array = self.array(name)
-        lazy: da.Array = da.from_array(array, chunks=array.chunks, name=f"{self.manifest.fingerprint[:16]}-{name}")
-        return lazy
+        spec, array = self.spec(name), self.array(name)
+        key = f"{self.manifest.fingerprint[:16]}-{name}"
+        lazy: da.Array = da.from_array(array, chunks=(self.manifest.rows_per_chunk, *array.shape[1:]), name=key)
+        if spec.encoding is None:
+            return lazy
+        if spec.encoding == "bfloat16":
+            return lazy.map_blocks(decode, spec, dtype=np.float32)
+        scales, step = self._zarr(spec.scale_name), self.manifest.rows_per_group
+        return lazy.map_blocks(_decode_int8, spec, scales, step, dtype=np.float32, meta=np.empty((0,) * lazy.ndim, "f4"))
 
     def to_xarray(self) -> xr.Dataset:
-        """Return the whole store as a lazy ``xarray.Dataset``, as ``xr.open_zarr(path)`` does."""
+        """Return the whole store as a lazy ``xarray.Dataset``, as ``xr.open_zarr`` does, encoded arrays decoded."""
         import xarray as xr
 
-        dataset: xr.Dataset = xr.open_zarr(str(self.path))
+        store, path = self.place.zarr_store()
+        dataset: xr.Dataset = xr.open_zarr(store, group=path or None)
+        for spec in self.manifest.arrays:
+            if spec.encoding is not None:
+                old = dataset[spec.stored_name]
+                attrs = {k: v for k, v in old.attrs.items() if k not in {"encoding", "comment"}}
+                dataset = dataset.drop_vars([spec.stored_name, *([spec.scale_name] if spec.encoding == "int8" else [])])
+                dataset[spec.name] = (old.dims, self.to_dask(spec.name), attrs)
         return dataset
 
+    def _checked(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        given = np.asarray(rows)
+        if given.dtype.kind not in "iu" and given.size:
+            raise IndexError(f"rows must be integers, got {given.dtype} (for a mask, take np.flatnonzero of it)")
+        if given.size and (int(given.min()) < 0 or int(given.max()) >= self.rows):
+            raise IndexError(f"rows must be in 0..{self.rows - 1}, got {given.min()}..{given.max()}")
+        return given.astype(np.int64, copy=False)
 
-def open_store(cache: str | os.PathLike[str], dataset: str, name: str) -> FeatureStore:
+    def _zarr(self, stored_name: str) -> zarr.Array[Any]:
+        if stored_name not in self._arrays:
+            store, path = self.place.zarr_store()
+            with _fastest_pipeline(local=self.place.is_local):
+                group = zarr.open_group(store, path=path, mode="r")
+                array = group[stored_name]
+            if not isinstance(array, zarr.Array):
+                raise StoreNotFoundError(f"{stored_name!r} in store {self.name!r} is not an array.")
+            self._arrays[stored_name] = array
+        return self._arrays[stored_name]
+
+    @contextmanager
+    def _damage_named(self, name: str, group: int | None) -> Iterator[None]:
+        """Say which file and rows are damaged where zarr says only that something is."""
+        spec = self.spec(name)
+        key = spec.stored_name if group is None else f"{spec.stored_name}/{chunk_key(group, 1 + len(spec.shape))}"
+        where = self.place.child(key).url
+        if group is not None and not self.place.exists(key):  # zarr takes it for a chunk of zeros
+            raise DamagedStoreError(
+                f"the file {where!r} is lost (of {name!r}); 'embedcache verify --repair' lets extract refill it."
+            )
+        try:
+            yield
+        except (ValueError, RuntimeError, FileNotFoundError) as error:
+            raise DamagedStoreError(
+                f"{where!r} cannot be read ({error}); 'embedcache verify --repair' lets extract refill it."
+            ) from error
+
+
+def _decode_int8(
+    data: npt.NDArray[Any], spec: ArraySpec, scales: zarr.Array[Any], rows_per_group: int, block_info: Any = None
+) -> npt.NDArray[Any]:
+    """Decode one Dask block; blocks never straddle row groups."""
+    first = block_info[0]["array-location"][0][0]
+    return decode(data, spec, np.asarray(scales[first // rows_per_group]))
+
+
+@contextmanager
+def _fastest_pipeline(*, local: bool) -> Iterator[None]:
+    """Open arrays with the Rust codec pipeline where it is installed: for reading only, it does not write atomically."""
+    if local and importlib.util.find_spec("zarrs") is not None:
+        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+            yield
+    else:
+        yield
+
+
+def open_store(cache: Location, dataset: str, name: str) -> FeatureStore:
     """Open ``CACHE/<dataset>/<name>.zarr``.
 
     Raises
@@ -142,9 +269,10 @@ def open_store(cache: str | os.PathLike[str], dataset: str, name: str) -> Featur
     StoreNotFoundError
         If it is not there; the message lists the stores that the cache has for the dataset.
     """
-    path = Path(cache) / dataset / f"{name}{SUFFIX}"
-    if not path.exists():
-        stores = list(find_stores(cache))
+    root = open_place(cache)
+    place = root.child(dataset).child(f"{name}{SUFFIX}")
+    if not place.found():
+        stores = list(find_stores(root))
         names = [m.name for m in stores if m.dataset == dataset]
         if names:
             found = f"for {dataset!r} it has {', '.join(names)}"
@@ -153,7 +281,6 @@ def open_store(cache: str | os.PathLike[str], dataset: str, name: str) -> Featur
         else:
             found = "it holds no feature store at all"
         raise StoreNotFoundError(
-            f"no features {name!r} of dataset {dataset!r} in cache {str(cache)!r}: {found}. "
-            "'embedcache extract' makes them."
+            f"no features {name!r} of dataset {dataset!r} in cache {root.url!r}: {found}. 'embedcache extract' makes them."
         )
-    return FeatureStore(path)
+    return FeatureStore(place)

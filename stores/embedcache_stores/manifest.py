@@ -1,24 +1,27 @@
 """What can be known of a store from one small JSON file, without zarr: state, provenance, contents.
 
-A store directory is in one of three states. ``complete``: the root ``zarr.json`` exists; it is written last, in one
-atomic step, and is the commit record. ``partial``: there is none, but a progress record (``progress.jsonl``) is.
-Anything else is not a feature store.
+A store is in one of three states. ``complete``: the root ``zarr.json`` exists; it is written last, in one atomic step,
+and is the commit record. ``partial``: there is none, but a progress record (``progress.jsonl``) is. Anything else is
+not a feature store.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from embedcache_stores.errors import IncompleteStoreError, NotAStoreError, StoreNotFoundError
-from embedcache_stores.schema import SCHEMA_VERSION, ArraySpec, Json, LevelSpec
+from embedcache_stores.place import Location, Place, open_place
+from embedcache_stores.schema import READABLE_VERSIONS, SCHEMA_VERSION, ArraySpec, Compression, Json, LevelSpec
 
 COMMIT_FILE = "zarr.json"
-PROGRESS_FILE = "progress.jsonl"
+PROGRESS_LOG = "progress.jsonl"
+"""While a store is written: a header, and a line for each durable row group."""
+GROUPS_FILE = "groups.jsonl"
+"""The progress record of a committed store, its row groups in order: what repair goes by; readers never look at it."""
 ATTRIBUTE = "embedcache"
 SUFFIX = ".zarr"
 
@@ -27,35 +30,65 @@ SUFFIX = ".zarr"
 class StoreManifest:
     """The recorded facts of one store, committed or not."""
 
-    path: Path
+    place: Place
     state: Literal["complete", "partial"]
     schema_version: int
     fingerprint: str
+    """Identity of a committed store: what was asked, and the content of the samples. Of a partial one: what was asked."""
+    recipe: str
+    """Hash of what was asked: the provenance."""
     provenance: Mapping[str, Any]
     environment: Mapping[str, Any]
     rows: int
     rows_per_group: int
+    rows_per_chunk: int
+    compression: Compression
     groups_done: int
     ids_digest: str
     arrays: tuple[ArraySpec, ...]
     columns: tuple[ArraySpec, ...]
     attrs: Mapping[str, Any]
+    max_abs: Mapping[str, float]
+    """Largest magnitude of each array; empty while partial."""
+    saturated: Mapping[str, int]
+    """How many values of each array were cut to what its dtype holds; empty while partial."""
     created: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Folder of a store on a local disk.
+
+        Raises
+        ------
+        TypeError
+            If the store lies elsewhere.
+        """
+        return Path(self.place)
 
     @property
     def name(self) -> str:
         """The store's name on the command line: its folder without ``.zarr``."""
-        return self.path.name.removesuffix(SUFFIX)
+        return self.place.name.removesuffix(SUFFIX)
 
     @property
     def dataset(self) -> str:
         """Name of the dataset, the folder above."""
-        return self.path.parent.name
+        return self.place.parent_name
 
     @property
     def groups(self) -> int:
         """Number of row groups when complete."""
         return -(-self.rows // self.rows_per_group)
+
+    def group_rows(self, group: int) -> slice:
+        """Rows of one row group."""
+        start = group * self.rows_per_group
+        return slice(start, min(start + self.rows_per_group, self.rows))
+
+    @property
+    def plain(self) -> bool:
+        """Whether a chunk is raw rows at a known offset: neither compressed nor sharded."""
+        return self.compression == "none" and self.rows_per_chunk == self.rows_per_group
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +112,7 @@ class StoreManifest:
         return bool(self.provenance.get("backbone", {}).get("weights", {}).get("kind") == "random")
 
 
-def read_manifest(path: str | os.PathLike[str]) -> StoreManifest:
+def read_manifest(location: Location) -> StoreManifest:
     """Read a committed store's manifest.
 
     Raises
@@ -87,59 +120,56 @@ def read_manifest(path: str | os.PathLike[str]) -> StoreManifest:
     StoreNotFoundError, NotAStoreError, IncompleteStoreError
         With what was found and what to do.
     """
-    manifest = peek_manifest(path)
+    manifest = peek_manifest(location)
     if manifest.state == "partial":
         raise IncompleteStoreError(
-            f"store {str(path)!r} is not complete ({manifest.groups_done} of {manifest.groups} row groups are "
+            f"store {str(location)!r} is not complete ({manifest.groups_done} of {manifest.groups} row groups are "
             "written). Run the same 'embedcache extract' again to finish it."
         )
     return manifest
 
 
-def peek_manifest(path: str | os.PathLike[str]) -> StoreManifest:
+def peek_manifest(location: Location) -> StoreManifest:
     """Read a store's manifest in whatever state it is; raises like :func:`read_manifest` otherwise."""
-    root = Path(path)
-    if not root.is_dir():
-        raise StoreNotFoundError(f"no feature store at {str(root)!r}. 'embedcache ls' shows what a cache holds.")
-    commit = root / COMMIT_FILE
-    if commit.exists():
-        attributes = _load_json(commit).get("attributes", {})
+    place = open_place(location)
+    try:
+        raw = place.read(COMMIT_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        raw = None
+    if raw is not None:
+        attributes = _parse(place, COMMIT_FILE, raw).get("attributes", {})
         recorded = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
         if not isinstance(recorded, dict):
-            raise NotAStoreError(f"{str(root)!r} is a Zarr group, but embedcache did not write it.")
-        groups = -(-recorded["rows"] // recorded["rows_per_group"])
-        return _manifest(root, "complete", recorded, groups)
-    progress = root / PROGRESS_FILE
-    if progress.exists():
-        header, records, _ = read_progress(progress)
-        if header is not None and is_header(header):
-            return _manifest(root, "partial", header, len({r["group"] for r in records}))
+            raise NotAStoreError(f"{place.url!r} is a Zarr group, but embedcache did not write it.")
+        return _manifest(place, "complete", recorded, None)
+    if not place.found():
+        raise StoreNotFoundError(f"no feature store at {place.url!r}. 'embedcache ls' shows what a cache holds.")
+    header, records, _ = read_progress(place)
+    if header is not None and is_header(header):
+        return _manifest(place, "partial", header, sum(1 for r in records.values() if is_done(r)))
     raise NotAStoreError(
-        f"{str(root)!r} is not a feature store: it has neither a commit record ({COMMIT_FILE}) nor a progress "
-        f"record ({PROGRESS_FILE})."
+        f"{place.url!r} is not a feature store: it has neither a commit record ({COMMIT_FILE}) nor a progress "
+        f"record ({PROGRESS_LOG})."
     )
 
 
-def read_progress(path: Path) -> tuple[Json | None, list[Json], int]:
-    """Read a progress record: header, one record per durable row group, and the length of its sound part in bytes.
+def read_progress(location: Location) -> tuple[Json | None, dict[int, Json], int]:
+    """Read a progress record: header, the newest record of each row group, and how many of its lines are sound.
 
-    The last line may be torn by a kill; it is then ignored, and the row group it named is written again.
+    A line that a kill or a power cut tore ends what is sound; the row groups it and later lines named are written again.
     """
-    lines: list[Json] = []
-    sound = 0
-    with path.open("rb") as file:
-        for raw in file:
-            if not raw.endswith(b"\n"):
-                break
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                break
-            lines.append(line)
-            sound += len(raw)
+    lines: list[Any] = []
+    for raw in open_place(location).lines(PROGRESS_LOG) or ():
+        try:
+            lines.append(json.loads(raw))
+        except ValueError:
+            break
+        if len(lines) > 1 and not (isinstance(lines[-1], dict) and isinstance(lines[-1].get("group"), int)):
+            lines.pop()
+            break
     if not lines:
-        return None, [], 0
-    return lines[0], lines[1:], sound
+        return None, {}, 0
+    return lines[0], {record["group"]: record for record in lines[1:]}, len(lines)
 
 
 def is_header(line: object) -> bool:
@@ -147,7 +177,12 @@ def is_header(line: object) -> bool:
     return isinstance(line, dict) and "schema_version" in line
 
 
-def find_stores(cache: str | os.PathLike[str]) -> Iterator[StoreManifest]:
+def is_done(record: Mapping[str, Any]) -> bool:
+    """Whether a row group's record says that nothing of it is left to do."""
+    return not record.get("redo") and record.get("columns") is not None
+
+
+def find_stores(cache: Location) -> Iterator[StoreManifest]:
     """Yield every store of a cache, ``CACHE/<dataset>/<name>.zarr``, by dataset and name.
 
     Raises
@@ -157,48 +192,72 @@ def find_stores(cache: str | os.PathLike[str]) -> Iterator[StoreManifest]:
     NotAStoreError
         If it is not a directory.
     """
-    root = Path(cache)
-    if not root.exists():
-        raise StoreNotFoundError(f"no cache at {str(root)!r}. 'embedcache extract --cache {root}' makes one.")
-    if not root.is_dir():
-        raise NotAStoreError(f"cache {str(root)!r} is a file; a cache is a directory of feature stores.")
-    for path in sorted(root.glob(f"*/*{SUFFIX}")):
+    for place in store_places(cache):
         try:
-            yield peek_manifest(path)
+            yield peek_manifest(place)
         except (NotAStoreError, StoreNotFoundError):
             continue
 
 
-def _load_json(path: Path) -> Json:
+def store_places(cache: Location) -> Iterator[Place]:
+    """Yield every place of a cache that is named like a store; raises like :func:`find_stores`."""
+    root = open_place(cache)
+    if not root.found():
+        if root.is_local and Path(root).exists():
+            raise NotAStoreError(f"cache {root.url!r} is a file; a cache is a directory of feature stores.")
+        raise StoreNotFoundError(f"no cache at {root.url!r}. 'embedcache extract --cache {root}' makes one.")
+    for dataset in root.folders():
+        below = root.child(dataset)
+        for name in below.folders():
+            if name.endswith(SUFFIX):
+                yield below.child(name)
+
+
+def _parse(place: Place, key: str, raw: bytes) -> Json:
+    where = place.child(key).url
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(raw)
     except (ValueError, UnicodeDecodeError) as error:
-        raise NotAStoreError(f"{str(path)!r} is not readable as JSON ({error}); the store is damaged.") from error
+        raise NotAStoreError(f"{where!r} is not readable as JSON ({error}); the store is damaged.") from error
     if not isinstance(data, dict):
-        raise NotAStoreError(f"{str(path)!r} does not hold a JSON object; the store is damaged.")
+        raise NotAStoreError(f"{where!r} does not hold a JSON object; the store is damaged.")
     return data
 
 
-def _manifest(root: Path, state: Literal["complete", "partial"], recorded: Json, groups_done: int) -> StoreManifest:
+def _manifest(
+    place: Place, state: Literal["complete", "partial"], recorded: Json, groups_done: int | None
+) -> StoreManifest:
     version = recorded.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise NotAStoreError(
-            f"store {str(root)!r} has schema version {version!r}; this embedcache reads version {SCHEMA_VERSION}. "
+            f"store {place.url!r} has schema version {version!r}; this embedcache reads versions 1 to {SCHEMA_VERSION}. "
             "Use the embedcache that wrote it, or extract again."
         )
-    return StoreManifest(
-        path=root,
-        state=state,
-        schema_version=version,
-        fingerprint=recorded["fingerprint"],
-        provenance=recorded["provenance"],
-        environment=recorded["environment"],
-        rows=recorded["rows"],
-        rows_per_group=recorded["rows_per_group"],
-        groups_done=groups_done,
-        ids_digest=recorded["ids_digest"],
-        arrays=tuple(ArraySpec.from_json(a) for a in recorded["arrays"]),
-        columns=tuple(ArraySpec.from_json(a) for a in recorded["columns"]),
-        attrs=recorded["attrs"],
-        created=recorded.get("created"),
-    )
+    try:
+        groups = -(-recorded["rows"] // recorded["rows_per_group"])
+        return StoreManifest(
+            place=place,
+            state=state,
+            schema_version=version,
+            fingerprint=recorded["fingerprint"],
+            recipe=recorded.get("recipe", recorded["fingerprint"]),
+            provenance=recorded["provenance"],
+            environment=recorded["environment"],
+            rows=recorded["rows"],
+            rows_per_group=recorded["rows_per_group"],
+            rows_per_chunk=recorded.get("rows_per_chunk", recorded["rows_per_group"]),
+            compression=recorded.get("compression", "none"),
+            groups_done=groups if groups_done is None else groups_done,
+            ids_digest=recorded["ids_digest"],
+            arrays=tuple(ArraySpec.from_json(a) for a in recorded["arrays"]),
+            columns=tuple(ArraySpec.from_json(a) for a in recorded["columns"]),
+            attrs=recorded["attrs"],
+            max_abs=recorded.get("max_abs", {}),
+            saturated=recorded.get("saturated", {}),
+            created=recorded.get("created"),
+        )
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise NotAStoreError(
+            f"the record of store {place.url!r} lacks {error} or holds something else there; it is damaged. Extract the "
+            "store again with --rebuild."
+        ) from error

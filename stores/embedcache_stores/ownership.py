@@ -1,61 +1,60 @@
-"""Whose folder is it: the writer's lock, and never touching a folder that embedcache did not make."""
+"""Whose folder it is: never touching one that embedcache did not make, and removing stores so that no half is left."""
 
 from __future__ import annotations
 
 import datetime
-import fcntl
 import os
 import re
-import shutil
 import socket
-from pathlib import Path
-from typing import Any
 
 from embedcache_stores.durable import explained_writes
-from embedcache_stores.errors import NotAStoreError, StoreLockedError
-from embedcache_stores.manifest import COMMIT_FILE, PROGRESS_FILE, is_header, peek_manifest, read_progress
+from embedcache_stores.errors import NotAStoreError
+from embedcache_stores.manifest import COMMIT_FILE, PROGRESS_LOG, is_header, peek_manifest, read_progress
+from embedcache_stores.place import LOCK_FILE, Lock, Location, Place, open_place
 
-LOCK_FILE = "writer.lock"
+TRASH = ".trash"
+"""Suffix of a store that is being removed."""
 _OURS = re.compile(r"zarr\.json|c(\.\d+)+|(zarr|c)\..*\.partial")
-"""What an array's folder may hold: metadata, chunks, and the temporary files of zarr's local store."""
+"""What an array's folder may hold: metadata, chunks, and the temporary files of a killed writer."""
+_ROOT = {PROGRESS_LOG, f"{PROGRESS_LOG}.partial", LOCK_FILE, f"{COMMIT_FILE}.partial"}
 
 
-def acquire(root: Path) -> Any:
-    """Take the writer's lock; the kernel releases it when the process ends, however it ends."""
-    lock = (root / LOCK_FILE).open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise StoreLockedError(
-            f"store {str(root)!r} is being written by {holder}. Wait for it, or stop it and run this command again."
-        ) from error
-    lock.truncate(0)
+def acquire(place: Place) -> Lock:
+    """Take the writer's lock, saying who holds it."""
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-    lock.flush()
-    return lock
+    return place.lock(f"process {os.getpid()} on {socket.gethostname()} since {since}")
 
 
-def refuse_foreign(root: Path) -> None:
+def refuse_foreign(place: Place) -> None:
     """Raise where the folder holds anything but a store, or what a writer killed before its header leaves."""
-    if (root / COMMIT_FILE).exists():
-        return
-    progress = root / PROGRESS_FILE
-    if progress.exists() and is_header(read_progress(progress)[0]):
+    if place.exists(COMMIT_FILE) or is_header(read_progress(place)[0]):
         return
     ours = b'{"schema_version"'
-    start = progress.read_bytes()[: len(ours)] if progress.exists() else b""
-    if not ours.startswith(start) or not all(_is_begun(p) for p in root.iterdir()):
-        raise NotAStoreError(
-            f"{str(root)!r} exists and is not a feature store; move it away or choose another --cache."
-        )
+    start = place.read(PROGRESS_LOG)[: len(ours)] if place.is_local and place.exists(PROGRESS_LOG) else b""
+    if not ours.startswith(start) or not _is_begun(place):
+        raise NotAStoreError(f"{place.url!r} exists and is not a feature store; move it away or choose another --cache.")
 
 
-def discard(path: str | os.PathLike[str]) -> None:
+def _is_begun(place: Place) -> bool:
+    """Whether a folder holds only what a writer leaves that was killed before its header was whole."""
+    if not place.found():
+        return True
+    if not set(place.files()) <= _ROOT:
+        return False
+    for folder in place.folders():
+        if folder == PROGRESS_LOG:
+            continue
+        below = place.child(folder)
+        if below.folders() or not all(_OURS.fullmatch(name) for name in below.files()):
+            return False
+    return True
+
+
+def discard(location: Location) -> None:
     """Remove a feature store, committed or not; refuses anything that is not one.
+
+    A local store is first renamed to ``NAME.zarr.trash``, so that a kill halfway leaves no half of a store under its
+    name; ``embedcache gc`` sweeps what is left.
 
     Raises
     ------
@@ -64,19 +63,18 @@ def discard(path: str | os.PathLike[str]) -> None:
     StoreLockedError
         If a process is writing it.
     """
-    root = Path(path)
-    peek_manifest(root)
-    with explained_writes(root):
-        lock = acquire(root)
+    place = open_place(location)
+    peek_manifest(place)
+    with explained_writes(place.url):
+        lock = acquire(place)
         try:
-            (root / COMMIT_FILE).unlink(missing_ok=True)  # first, so that no reader meets a half-removed store
-            shutil.rmtree(root)
+            if place.is_local:
+                trash = f"{place.url}{TRASH}"
+                open_place(trash).remove_folder()
+                os.rename(place.url, trash)
+                open_place(trash).remove_folder()
+            else:
+                place.remove(COMMIT_FILE)  # first, so that no reader meets a half-removed store
+                place.remove_folder()
         finally:
             lock.close()
-
-
-def _is_begun(path: Path) -> bool:
-    """Whether an entry of a folder is what a writer leaves that was killed before its header was whole."""
-    if path.is_dir():
-        return all(_OURS.fullmatch(p.name) for p in path.iterdir())
-    return path.name in {PROGRESS_FILE, LOCK_FILE}

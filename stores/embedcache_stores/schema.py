@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+READABLE_VERSIONS: Final = (1, 2)
+"""1 knew neither encodings, compression, shards nor content hashes; all it holds is read as it was."""
 SAMPLE_DIM: Final = "sample"
 STRING: Final = "string"
 COORDINATES: Final = ("sample_id", "split", "lat", "lon", "time")
 """Columns that ``xr.open_zarr`` shows as coordinates, where a store has them."""
 
+CONTENT: Final = "content_hash"
+"""Column with the hash of each sample's files; its digest is part of a committed store's fingerprint."""
+SKIPPED: Final = "skipped"
+"""Split of a row whose image could not be used; its features are NaN."""
+
 Json: TypeAlias = dict[str, Any]
+Encoding: TypeAlias = Literal["bfloat16", "int8"]
+Compression: TypeAlias = Literal["none", "lz4", "zstd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +69,25 @@ class ArraySpec:
     dims: tuple[str, ...] = ()
     shape: tuple[int, ...] = ()
     dtype: str = "float16"
-    """A numpy dtype name, or ``"string"`` (columns only)."""
+    """A numpy dtype name as it lies on disk, or ``"string"`` (columns only)."""
+    encoding: Encoding | None = None
+    """How floats lie in an integer ``dtype``: see :mod:`embedcache_stores.encodings`."""
     attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stored_name(self) -> str:
+        """Name of the array on disk; encoded arrays carry the encoding in it, so that nobody takes codes for values."""
+        return {None: self.name, "bfloat16": f"{self.name}_bfloat16_bits", "int8": f"{self.name}_int8"}[self.encoding]
+
+    @property
+    def scale_name(self) -> str:
+        """Name of the array of scales beside an int8 array."""
+        return f"{self.name}_scale"
+
+    @property
+    def value_dtype(self) -> str:
+        """Dtype of the values that readers get."""
+        return self.dtype if self.encoding is None else "float32"
 
     @property
     def row_bytes(self) -> int:
@@ -75,6 +102,7 @@ class ArraySpec:
             "dims": list(self.dims),
             "shape": list(self.shape),
             "dtype": self.dtype,
+            "encoding": self.encoding,
             "attrs": dict(self.attrs),
         }
 
@@ -86,6 +114,7 @@ class ArraySpec:
             dims=tuple(data["dims"]),
             shape=tuple(data["shape"]),
             dtype=data["dtype"],
+            encoding=data.get("encoding"),
             attrs=data["attrs"],
         )
 
@@ -103,17 +132,32 @@ class StoreSpec:
     provenance: Mapping[str, Any]
     """All that decides the bytes; its hash is the fingerprint."""
     rows_per_group: int
+    rows_per_chunk: int | None = None
+    """Fewer than ``rows_per_group`` makes each row group one shard of several chunks, for object stores."""
+    compression: Compression = "none"
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Recorded but not part of the identity: device, library versions, batch size."""
     attrs: Mapping[str, Any] = field(default_factory=dict)
     """Plain facts for readers: class names, task, levels."""
+    group_attrs: Mapping[str, Any] = field(default_factory=dict)
+    """Further attributes of the root group, those of conventions that other tools read."""
 
     def __post_init__(self) -> None:
         if self.rows_per_group < 1:
             raise ValueError(f"rows_per_group must be at least 1, got {self.rows_per_group}")
+        chunk = self.chunk_rows
+        if not 1 <= chunk <= self.rows_per_group or self.rows_per_group % chunk:
+            raise ValueError(f"rows_per_chunk must divide rows_per_group ({self.rows_per_group}), got {chunk}")
+        if self.compression not in get_args(Compression):
+            raise ValueError(f"compression must be one of {get_args(Compression)}, got {self.compression!r}")
         names = [a.name for a in (*self.arrays, *self.columns)] + ["sample_id"]
+        names += [a.stored_name for a in self.arrays if a.encoding]
+        names += [a.scale_name for a in self.arrays if a.encoding == "int8"]
         if len(set(names)) != len(names):
             raise ValueError(f"array names must be unique, got {sorted(names)}")
+        if len(set(self.sample_ids)) != len(self.sample_ids):
+            twice = next(i for i, n in Counter(self.sample_ids).items() if n > 1)
+            raise ValueError(f"sample ids must be unique, {twice!r} comes twice")
 
     @property
     def rows(self) -> int:
@@ -131,13 +175,18 @@ class StoreSpec:
         return slice(start, min(start + self.rows_per_group, self.rows))
 
     @property
+    def chunk_rows(self) -> int:
+        """Rows of one chunk."""
+        return self.rows_per_chunk or self.rows_per_group
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one sample over all large arrays, uncompressed."""
         return sum(a.row_bytes for a in self.arrays)
 
     @property
-    def fingerprint(self) -> str:
-        """Identity of the store."""
+    def recipe(self) -> str:
+        """Hash of what was asked; a committed store's fingerprint also covers the content of the samples."""
         return fingerprint(self.provenance)
 
 
@@ -154,9 +203,18 @@ def canonical_json(data: object) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def fingerprint(provenance: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical JSON of all that decides a store's bytes."""
-    return hashlib.sha256(canonical_json(provenance).encode()).hexdigest()
+def fingerprint(provenance: Mapping[str, Any], content: Iterable[str] | None = None) -> str:
+    """SHA-256 (hex) of the canonical JSON of all that decides a store's bytes.
+
+    Parameters
+    ----------
+    provenance
+        What was asked.
+    content
+        Hash of each sample's files in row order, where they are known; they then count too.
+    """
+    whole = provenance if content is None else {**provenance, CONTENT: ids_digest(content)}
+    return hashlib.sha256(canonical_json(whole).encode()).hexdigest()
 
 
 def ids_digest(sample_ids: Iterable[str]) -> str:
@@ -195,7 +253,9 @@ def rows_per_group_for(row_bytes: int, rows: int, *, target_bytes: int = 32 << 2
     return 1 << (int(wanted).bit_length() - 1)
 
 
-def level_arrays(levels: Sequence[LevelSpec], dtype: str) -> tuple[ArraySpec, ...]:
+def level_arrays(
+    levels: Sequence[LevelSpec], dtype: str, encoding: Encoding | None = None
+) -> tuple[ArraySpec, ...]:
     """Array specs of feature maps, dims ``(sample, channel_i, y_i, x_i)`` on each level's native grid."""
     return tuple(
         ArraySpec(
@@ -203,6 +263,7 @@ def level_arrays(levels: Sequence[LevelSpec], dtype: str) -> tuple[ArraySpec, ..
             dims=(f"channel_{level.index}", f"y_{level.index}", f"x_{level.index}"),
             shape=(level.channels, level.height, level.width),
             dtype=dtype,
+            encoding=encoding,
             attrs={"long_name": f"feature map, level {level.index} (0 is the finest)", "reduction": level.reduction},
         )
         for level in levels

@@ -4,46 +4,109 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
-import os
-import shutil
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
 
-from embedcache_stores.durable import explained_writes, fsync_path, replace_atomically
+from embedcache_stores.chunks import METADATA, ArrayFiles, chunk_key, column_files
+from embedcache_stores.durable import explained_writes
+from embedcache_stores.encodings import decode, encode, max_abs
 from embedcache_stores.errors import FingerprintMismatchError, StoreError
 from embedcache_stores.manifest import (
     ATTRIBUTE,
     COMMIT_FILE,
-    PROGRESS_FILE,
+    GROUPS_FILE,
+    PROGRESS_LOG,
+    is_done,
     is_header,
     peek_manifest,
     read_progress,
 )
-from embedcache_stores.ownership import LOCK_FILE, acquire, refuse_foreign
+from embedcache_stores.ownership import acquire, refuse_foreign
+from embedcache_stores.place import LOCK_FILE, PARTIAL, Location, Place, open_place
 from embedcache_stores.schema import (
+    CONTENT,
     COORDINATES,
-    SAMPLE_DIM,
     SCHEMA_VERSION,
     STRING,
     ArraySpec,
     Json,
     StoreSpec,
     differences,
+    fingerprint,
     ids_digest,
 )
 
-_COLUMN_CHUNK = 65536
-_ZARR: Any = {"write_empty_chunks": True}
-"""zarr leaves out chunks that hold the fill value only (a mask of background, say); we want every chunk on disk, so
-that one that is missing is known to be lost."""
+
+class GroupWriter:
+    """Writes the large arrays of row groups, and nothing else; what it returns goes to :meth:`FeatureWriter.record`.
+
+    This is the half of the writer that may run in many processes at once: each row group is files of its own, so
+    workers that write different groups never meet. It takes no lock; the :class:`FeatureWriter` that hands out the
+    groups holds it, and alone knows what counts as written.
+    """
+
+    def __init__(self, location: Location, spec: StoreSpec) -> None:
+        """Prepare to write into a store that a :class:`FeatureWriter` has begun; nothing is touched."""
+        self.place = open_place(location)
+        self.spec = spec
+        self._files = {a.name: ArrayFiles(a, spec) for a in spec.arrays}
+
+    def metadata(self) -> dict[str, bytes]:
+        """Return the Zarr metadata of each array, by its name on disk."""
+        return {files.spec.stored_name: files.metadata for files in self._files.values()}
+
+    def write(
+        self, group: int, arrays: Mapping[str, npt.NDArray[Any]], columns: Mapping[str, npt.NDArray[Any]]
+    ) -> Json:
+        """Write one whole row group's arrays; when this returns they are durable, but do not count yet.
+
+        Parameters
+        ----------
+        group
+            Index of the row group.
+        arrays
+            Every large array by name, each ``(rows of the group, *shape)``, in the dtype on disk, or float32 where
+            that is to be encoded.
+        columns
+            Every column by name, each ``(rows of the group, *shape)``.
+
+        Returns
+        -------
+        dict
+            The row group's line in the progress record, plain JSON.
+
+        Raises
+        ------
+        ValueError
+            If names, shapes or dtypes are not those of the spec.
+        StoreWriteError
+            If the file system refuses.
+        """
+        if not 0 <= group < self.spec.groups:
+            raise ValueError(f"group must be in 0..{self.spec.groups - 1}, got {group}")
+        rows = self.spec.group_rows(group)
+        _check(arrays, self.spec.arrays, rows)
+        _check(columns, self.spec.columns, rows)
+        record: Json = {
+            "group": group,
+            "columns": {c.name: _to_json(columns[c.name]) for c in self.spec.columns},
+        }
+        encoded = {a.name: encode(arrays[a.name], a) for a in self.spec.arrays}
+        record["max_abs"] = {a.name: max_abs(decode(encoded[a.name].data, a, encoded[a.name].scale)) for a in self.spec.arrays}
+        if saturated := {name: e.saturated for name, e in encoded.items() if e.saturated}:
+            record["saturated"] = saturated
+        if scales := {name: e.scale.tolist() for name, e in encoded.items() if e.scale is not None}:
+            record["scales"] = scales
+        with explained_writes(self.place.url):
+            for a in self.spec.arrays:
+                key, parts = self._files[a.name].of_group(group, encoded[a.name].data)
+                self.place.write(f"{a.stored_name}/{key}", *parts)
+                self.place.sync(a.stored_name)
+        return record
 
 
 class FeatureWriter:
@@ -57,8 +120,8 @@ class FeatureWriter:
     Use as a context manager; leaving it releases the lock and never commits by itself.
     """
 
-    def __init__(self, path: str | os.PathLike[str], spec: StoreSpec) -> None:
-        """Begin or continue the store at ``path``.
+    def __init__(self, location: Location, spec: StoreSpec) -> None:
+        """Begin or continue the store at a place.
 
         Raises
         ------
@@ -73,69 +136,67 @@ class FeatureWriter:
         StoreWriteError
             If the file system refuses.
         """
-        self.path = Path(path)
+        self.place: Place = open_place(location)
         self.spec = spec
         self._digest = ids_digest(spec.sample_ids)
-        self._columns: dict[int, Json] = {}
-        if (self.path / COMMIT_FILE).exists():
-            self._matches_existing()  # raises: a committed store is never touched, not even by a lock file
+        self._records: dict[int, Json] = {}
+        self._lines = 0
         self._committed = False
-        with explained_writes(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            refuse_foreign(self.path)  # before the lock file, so that a user's folder is left as it is
-            self._lock = acquire(self.path)
+        if self.place.exists(COMMIT_FILE):
+            self._matches_existing()  # raises: a committed store is never touched, not even by a lock file
+        self._groups = GroupWriter(self.place, spec)
+        with explained_writes(self.place.url):
+            refuse_foreign(self.place)  # before the lock file, so that a user's folder is left as it is
+            self._lock = acquire(self.place)
         try:
             self._begin()
         except BaseException:
             self._lock.close()
             raise
-        self._arrays = {
-            a.name: zarr.open_array(str(self.path / a.name), mode="r+").with_config(_ZARR) for a in spec.arrays
-        }
 
     @property
     def done(self) -> frozenset[int]:
         """Row groups that are durable."""
-        return frozenset(self._columns)
+        return frozenset(g for g, record in self._records.items() if is_done(record))
 
     @property
     def missing(self) -> list[int]:
         """Row groups still to write, in order."""
-        return [g for g in range(self.spec.groups) if g not in self._columns]
+        done = self.done
+        return [g for g in range(self.spec.groups) if g not in done]
+
+    def kept(self, group: int) -> Json | None:
+        """Return what is known of a missing row group whose arrays are on disk and right but for a few rows.
+
+        See :func:`embedcache_stores.repair.reopen`, which leaves such groups. None where nothing is to be kept.
+        """
+        record = self._records.get(group)
+        return None if record is None or is_done(record) else record
 
     def write_group(
         self, group: int, arrays: Mapping[str, npt.NDArray[Any]], columns: Mapping[str, npt.NDArray[Any]]
     ) -> None:
-        """Write one whole row group; when this returns it is durable.
+        """Write one whole row group; when this returns it is durable. Parameters as :meth:`GroupWriter.write`'s."""
+        self._refuse_committed()
+        self.record(self._groups.write(group, arrays, columns))
 
-        Parameters
-        ----------
-        group
-            Index of the row group.
-        arrays
-            Every large array by name, each ``(rows of the group, *shape)`` in the dtype that the spec states.
-        columns
-            Every column by name, each ``(rows of the group, *shape)``.
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Count a row group that a :class:`GroupWriter` has written, here or elsewhere; when this returns it is durable.
+
+        Raises
+        ------
+        StoreError
+            If one of its files is not there.
         """
-        if self._committed:
-            raise StoreError(f"store {str(self.path)!r} is complete and never changes.")
-        if not 0 <= group < self.spec.groups:
-            raise ValueError(f"group must be in 0..{self.spec.groups - 1}, got {group}")
-        rows = self.spec.group_rows(group)
-        self._check(arrays, self.spec.arrays, rows)
-        self._check(columns, self.spec.columns, rows)
-        record = {
-            "group": group,
-            "columns": {c.name: _to_json(columns[c.name]) for c in self.spec.columns},
-            "max_abs": {name: _max_abs(values) for name, values in arrays.items()},
-        }
-        with explained_writes(self.path):
-            for spec in self.spec.arrays:
-                self._arrays[spec.name][rows] = arrays[spec.name]
-                fsync_path(self.path / spec.name / _chunk_key(group, spec))
-                fsync_path(self.path / spec.name)
+        self._refuse_committed()
+        group = int(record["group"])
+        with explained_writes(self.place.url):
+            for a in self.spec.arrays:
+                key = f"{a.stored_name}/{chunk_key(group, 1 + len(a.shape))}"
+                if not self.place.exists(key):
+                    raise StoreError(f"row group {group} cannot be recorded: {self.place.child(key).url!r} is missing.")
             self._append(record)
-        self._columns[group] = record
+        self._records[group] = dict(record)
 
     def commit(self) -> None:
         """Write the columns and then the commit record; from here on the store exists for readers, and never changes.
@@ -147,17 +208,35 @@ class FeatureWriter:
         """
         if self.missing:
             raise StoreError(
-                f"store {str(self.path)!r} cannot be committed: row groups {self.missing[:5]} are not written."
+                f"store {self.place.url!r} cannot be committed: row groups {self.missing[:5]} are not written."
             )
-        with explained_writes(self.path):
-            self._write_column(ArraySpec(name="sample_id", dtype=STRING), list(self.spec.sample_ids))
-            for spec in self.spec.columns:
-                values = [v for g in range(self.spec.groups) for v in self._columns[g]["columns"][spec.name]]
-                self._write_column(spec, values)
-            replace_atomically(self.path / COMMIT_FILE, json.dumps(self._root_metadata(), indent=1))
+        columns = {c.name: self._column(c) for c in self.spec.columns}
+        small = {"sample_id": column_files(_SAMPLE_ID, np.array(self.spec.sample_ids, dtype=object))}
+        small |= {c.name: column_files(c, columns[c.name]) for c in self.spec.columns}
+        for a in self.spec.arrays:
+            if a.encoding == "int8":
+                scales = [self._records[g]["scales"][a.name] for g in range(self.spec.groups)]
+                spec = _scale_spec(a)
+                small[spec.name] = column_files(spec, np.array(scales, dtype=np.float32), "row_group")
+        with explained_writes(self.place.url):
+            for name, files in small.items():
+                for key in self.place.files(name):
+                    if key not in files:
+                        self.place.remove(f"{name}/{key}")
+                for key, raw in files.items():
+                    self.place.write(f"{name}/{key}", raw)
+                self.place.sync(name)
+            metadata = self._groups.metadata() | {name: files[METADATA] for name, files in small.items()}
+            lines = [self._header(), *(self._records[g] for g in range(self.spec.groups))]
+            self.place.write(GROUPS_FILE, b"".join(_line(x) + b"\n" for x in lines))
+            root = self._root_metadata(metadata, columns.get(CONTENT))
+            self.place.sync()  # the names of new folders, before the name that stands for all of them
+            self.place.write(COMMIT_FILE, json.dumps(root, indent=1).encode())
+            self.place.sync()
             self._committed = True
-            (self.path / PROGRESS_FILE).unlink(missing_ok=True)
-            (self.path / LOCK_FILE).unlink(missing_ok=True)
+            self.place.remove_log(PROGRESS_LOG)
+            if self.place.is_local:
+                self.place.remove(LOCK_FILE)
 
     def close(self) -> None:
         """Release the lock. Rows written so far stay."""
@@ -172,107 +251,87 @@ class FeatureWriter:
         self.close()
 
     def _begin(self) -> None:
-        with explained_writes(self.path):
-            known = (self.path / COMMIT_FILE).exists() or (self.path / PROGRESS_FILE).exists()
-            if known and self._matches_existing():
+        with explained_writes(self.place.url):
+            if self._matches_existing():
                 self._continue()
                 return
-            refuse_foreign(self.path)
-            for spec in self.spec.arrays:
-                shutil.rmtree(self.path / spec.name, ignore_errors=True)
-                self._create(spec, chunk_rows=self.spec.rows_per_group)
+            refuse_foreign(self.place)
+            for name, raw in self._groups.metadata().items():
+                self.place.remove_folder(name)
+                self.place.write(f"{name}/{METADATA}", raw)
+                self.place.sync(name)
             # The header comes after the arrays: a store without it has nothing to continue and is begun again.
-            (self.path / PROGRESS_FILE).write_bytes(b"")
-            self._append(self._header())
-            fsync_path(self.path)
+            self.place.replace_log(PROGRESS_LOG, [_line(self._header())])
+            self._lines = 1
+            self.place.sync()
 
     def _matches_existing(self) -> bool:
         """Whether a usable progress record is there; raises where another store is in the way."""
-        if not (self.path / COMMIT_FILE).exists() and not is_header(read_progress(self.path / PROGRESS_FILE)[0]):
+        if not self.place.exists(COMMIT_FILE) and not is_header(read_progress(self.place)[0]):
             return False  # killed while the header was written: nothing of value yet
-        found = peek_manifest(self.path)
-        check_fingerprint(self.path, found.provenance, self.spec.provenance)
+        found = peek_manifest(self.place)
+        check_fingerprint(self.place.url, found.provenance, self.spec.provenance)
         if found.state == "complete":
-            raise StoreError(f"store {str(self.path)!r} is complete and never changes; nothing is left to write.")
-        if found.rows_per_group != self.spec.rows_per_group or found.ids_digest != self._digest:
+            raise StoreError(f"store {self.place.url!r} is complete and never changes; nothing is left to write.")
+        now, begun = self._layout(), {k: _header_field(found, k) for k in self._layout()}
+        if changed := [k for k in now if now[k] != begun[k]]:
+            k = changed[0]
             raise StoreError(
-                f"store {str(self.path)!r} was begun with another layout ({found.rows_per_group} rows per group, "
-                f"now {self.spec.rows_per_group}). Run with --rebuild to begin it again."
+                f"store {self.place.url!r} was begun with another layout ({k.replace('_', ' ')} {_short(begun[k])}, "
+                f"now {_short(now[k])}). Run with --rebuild to begin it again."
             )
         return True
 
     def _continue(self) -> None:
-        _, records, sound = read_progress(self.path / PROGRESS_FILE)
-        os.truncate(self.path / PROGRESS_FILE, sound)
-        for leftover in self.path.glob("*/*.partial"):  # temporary files of a killed zarr writer
-            leftover.unlink()
-        self._columns = {record["group"]: record for record in records}
+        _, self._records, self._lines = read_progress(self.place)
+        self.place.cut_log(PROGRESS_LOG, self._lines)  # a torn line, so that the next is not joined to it
+        for a in self.spec.arrays:
+            for name in self.place.files(a.stored_name):
+                if name.endswith(PARTIAL):  # temporary files of a killed writer
+                    self.place.remove(f"{a.stored_name}/{name}")
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        with (self.path / PROGRESS_FILE).open("ab") as file:
-            file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self.place.append(PROGRESS_LOG, self._lines, _line(record))
+        self._lines += 1
 
-    def _create(self, spec: ArraySpec, *, chunk_rows: int) -> zarr.Array[Any]:
-        string = spec.dtype == STRING
-        return zarr.create_array(
-            store=str(self.path / spec.name),  # with `name=` zarr would write a root zarr.json, our commit record
-            shape=(self.spec.rows, *spec.shape),
-            chunks=(max(1, min(chunk_rows, self.spec.rows) if string else chunk_rows), *spec.shape),
-            dtype=spec.dtype,
-            serializer="auto" if string else BytesCodec(endian="little"),
-            compressors=Crc32cCodec(),
-            chunk_key_encoding={"name": "default", "separator": "."},  # one flat folder per array
-            dimension_names=(SAMPLE_DIM, *spec.dims),
-            attributes=dict(spec.attrs),
-            fill_value="" if string else 0,
-            overwrite=True,
-            config=_ZARR,
-        )
+    def _refuse_committed(self) -> None:
+        if self._committed:
+            raise StoreError(f"store {self.place.url!r} is complete and never changes.")
 
-    def _write_column(self, spec: ArraySpec, values: list[Any]) -> None:
-        chunk_rows = min(self.spec.rows, _COLUMN_CHUNK)
-        array = self._create(spec, chunk_rows=chunk_rows)
-        array[:] = _from_json(values, spec)
-        for file in (self.path / spec.name).iterdir():
-            fsync_path(file)
-        fsync_path(self.path / spec.name)
+    def _column(self, spec: ArraySpec) -> npt.NDArray[Any]:
+        values = [v for g in range(self.spec.groups) for v in self._records[g]["columns"][spec.name]]
+        return _from_json(values, spec)
 
-    def _check(self, given: Mapping[str, npt.NDArray[Any]], specs: Iterable[ArraySpec], rows: slice) -> None:
-        expected = {s.name: s for s in specs}
-        if set(given) != set(expected):
-            raise ValueError(f"expected arrays {sorted(expected)}, got {sorted(given)}")
-        for name, values in given.items():
-            spec = expected[name]
-            shape = (rows.stop - rows.start, *spec.shape)
-            if values.shape != shape:
-                raise ValueError(f"array {name!r} must have shape {shape}, got {values.shape}")
-            if spec.dtype != STRING and values.dtype != np.dtype(spec.dtype):
-                raise ValueError(f"array {name!r} must have dtype {spec.dtype}, got {values.dtype}")
+    def _layout(self) -> Json:
+        return {
+            "rows_per_group": self.spec.rows_per_group,
+            "rows_per_chunk": self.spec.chunk_rows,
+            "compression": self.spec.compression,
+            "ids_digest": self._digest,
+            "arrays": [a.to_json() for a in self.spec.arrays],
+            "columns": [c.to_json() for c in self.spec.columns],
+        }
 
     def _header(self) -> Json:
         return {
             "schema_version": SCHEMA_VERSION,
-            "fingerprint": self.spec.fingerprint,
+            "fingerprint": self.spec.recipe,
+            "recipe": self.spec.recipe,
             "provenance": dict(self.spec.provenance),
             "environment": dict(self.spec.environment),
             "rows": self.spec.rows,
-            "rows_per_group": self.spec.rows_per_group,
-            "ids_digest": self._digest,
-            "arrays": [a.to_json() for a in self.spec.arrays],
-            "columns": [c.to_json() for c in self.spec.columns],
+            **self._layout(),
             "attrs": dict(self.spec.attrs),
         }
 
-    def _root_metadata(self) -> Json:
+    def _root_metadata(self, arrays: Mapping[str, bytes], content: npt.NDArray[Any] | None) -> Json:
         """Return the root ``zarr.json``, with consolidated metadata so that opening a store reads one file."""
-        names = ["sample_id", *(c.name for c in self.spec.columns), *(a.name for a in self.spec.arrays)]
         recorded = self._header()
-        recorded["max_abs"] = {
-            a.name: max((self._columns[g]["max_abs"][a.name] for g in self._columns), default=0.0)
-            for a in self.spec.arrays
-        }
+        recorded["fingerprint"] = fingerprint(self.spec.provenance, None if content is None else content.tolist())
+        records = self._records.values()
+        names = [a.name for a in self.spec.arrays]
+        recorded["max_abs"] = {n: max((r["max_abs"][n] for r in records), default=0.0) for n in names}
+        recorded["saturated"] = {n: sum(r.get("saturated", {}).get(n, 0) for r in records) for n in names}
         # When, and on what: kept out of the fingerprint, so equal inputs stay equal.
         recorded["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         return {
@@ -280,19 +339,33 @@ class FeatureWriter:
             "node_type": "group",
             "attributes": {
                 "Conventions": "CF-1.11",
-                "title": self.spec.attrs.get("title", self.path.name),
-                "coordinates": " ".join(n for n in COORDINATES if n in names),
+                "title": self.spec.attrs.get("title", self.place.name),
+                "coordinates": " ".join(n for n in COORDINATES if n in arrays),
+                **self.spec.group_attrs,
                 ATTRIBUTE: recorded,
             },
             "consolidated_metadata": {
                 "kind": "inline",
                 "must_understand": False,
-                "metadata": {n: json.loads((self.path / n / "zarr.json").read_text()) for n in sorted(names)},
+                "metadata": {n: json.loads(arrays[n]) for n in sorted(arrays)},
             },
         }
 
 
-def check_fingerprint(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+_SAMPLE_ID = ArraySpec(name="sample_id", dtype=STRING, attrs={"long_name": "stable id of the sample"})
+
+
+def _scale_spec(spec: ArraySpec) -> ArraySpec:
+    return ArraySpec(
+        name=spec.scale_name,
+        dims=spec.dims[:1],
+        shape=spec.shape[:1],
+        dtype="float32",
+        attrs={"long_name": f"scale of {spec.stored_name}, one per row group and channel"},
+    )
+
+
+def check_fingerprint(where: object, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raise :class:`FingerprintMismatchError`, naming each differing field, unless two provenances are equal."""
     found = differences(stored, asked)
     if not found:
@@ -301,35 +374,49 @@ def check_fingerprint(path: Path, stored: Mapping[str, Any], asked: Mapping[str,
     shown = "; ".join(f"{name} is {_short(left)}, asked {_short(right)}" for name, left, right in found[:4])
     more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
     raise FingerprintMismatchError(
-        f"another store is in the way at {str(path)!r}: {shown}{more}. "
+        f"another store is in the way at {str(where)!r}: {shown}{more}. "
         "Give the new one a name with --tag, or replace the old one with --rebuild.",
         found,
     )
 
 
-def _chunk_key(group: int, spec: ArraySpec) -> str:
-    return ".".join(["c", str(group), *("0" for _ in spec.shape)])
+def _check(given: Mapping[str, npt.NDArray[Any]], specs: Iterable[ArraySpec], rows: slice) -> None:
+    expected = {s.name: s for s in specs}
+    if set(given) != set(expected):
+        raise ValueError(f"expected arrays {sorted(expected)}, got {sorted(given)}")
+    for name, values in given.items():
+        spec = expected[name]
+        shape = (rows.stop - rows.start, *spec.shape)
+        if values.shape != shape:
+            raise ValueError(f"array {name!r} must have shape {shape}, got {values.shape}")
+        encodable = values.dtype == np.float32 and (spec.encoding is not None or spec.dtype == "float16")
+        if spec.dtype == STRING:
+            if any(not isinstance(v, str) for v in values.flat):
+                raise ValueError(f"array {name!r} must hold strings only")
+        elif values.dtype != np.dtype(spec.dtype) and not encodable:
+            raise ValueError(f"array {name!r} must have dtype {spec.dtype}, got {values.dtype}")
 
 
-def _max_abs(values: npt.NDArray[Any]) -> float:
-    """Largest magnitude, NaN of skipped rows left out (JSON knows none)."""
-    wide = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64, copy=False)
-    return float(np.fmax.reduce(np.abs(wide), axis=None, initial=0.0))
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode()
+
+
+def _header_field(found: Any, name: str) -> Any:
+    value = getattr(found, name)
+    return [a.to_json() for a in value] if name in {"arrays", "columns"} else value
 
 
 def _to_json(values: npt.NDArray[Any]) -> list[Any]:
-    if values.dtype.kind == "f":  # NaN has no JSON form
-        return [None if math.isnan(v) else v for v in values.tolist()]
+    if values.dtype.kind == "f" and np.isnan(values).any():  # NaN has no JSON form
+        values = np.where(np.isnan(values), None, values.astype(object))
     out: list[Any] = values.tolist()
     return out
 
 
-def _from_json(values: list[Any], spec: ArraySpec) -> npt.NDArray[Any]:
+def _from_json(values: Sequence[Any], spec: ArraySpec) -> npt.NDArray[Any]:
     if spec.dtype == STRING:
         return np.array(values, dtype=object)
-    if np.dtype(spec.dtype).kind == "f":
-        values = [math.nan if v is None else v for v in values]
-    return np.array(values, dtype=spec.dtype).reshape(len(values), *spec.shape)
+    return np.array(values, dtype=spec.dtype).reshape(len(values), *spec.shape)  # None becomes NaN
 
 
 def _short(value: object) -> str:

@@ -91,7 +91,7 @@ def test_a_writer_killed_before_any_operation_is_continued_to_the_same_bytes(
     resumed = 0
     for path in killed_everywhere:
         if not (path / "zarr.json").exists():
-            done = len(read_progress(path / "progress.jsonl")[1]) if header_is_recorded(path) else 0
+            done = len(read_progress(path)[1]) if header_is_recorded(path) else 0
             with FeatureWriter(path, process_module.TINY) as writer:
                 assert writer.done == frozenset(range(done)), path.name
             process_module.write(path, process_module.TINY)
@@ -101,7 +101,7 @@ def test_a_writer_killed_before_any_operation_is_continued_to_the_same_bytes(
 
 
 def header_is_recorded(path: Path) -> bool:
-    return (path / "progress.jsonl").exists() and read_progress(path / "progress.jsonl")[0] is not None
+    return (path / "progress.jsonl").exists() and read_progress(path)[0] is not None
 
 
 def check_what_a_reader_sees(path: Path, module: Any, spec: StoreSpec) -> int | None:
@@ -119,9 +119,8 @@ def check_what_a_reader_sees(path: Path, module: Any, spec: StoreSpec) -> int | 
         xr.open_zarr(path)
     if not header_is_recorded(path):
         return 0
-    _, records, _ = read_progress(path / "progress.jsonl")
-    for record in records:
-        group = record["group"]
+    _, records, _ = read_progress(path)
+    for group in records:
         for name, values in module.content(group, spec)[0].items():
             array: Any = zarr.open_array(str(path / name), mode="r")
             np.testing.assert_array_equal(array[spec.group_rows(group)], values)

@@ -238,6 +238,6 @@ def test_foreign_zarr_and_damaged_json_are_not_stores(tmp_path: Path) -> None:
 
 def test_a_newer_schema_says_so(small: Build, tmp_path: Path) -> None:
     commit = small().write(tmp_path / "b.zarr") / "zarr.json"
-    commit.write_text(commit.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    commit.write_text(commit.read_text().replace('"schema_version": 2', '"schema_version": 99'))
     with pytest.raises(NotAStoreError, match="schema version 99"):
         FeatureStore(commit.parent)

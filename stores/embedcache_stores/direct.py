@@ -1,0 +1,141 @@
+"""Rows of uncompressed local chunks, copied from the page cache straight into the caller's buffer.
+
+An uncompressed chunk is raw rows at a known offset, so it can be mapped into memory and its rows copied without zarr's
+codec pipeline, which is 10 to 100 times slower for random rows (``docs/benchmarks/reading.md``). A chunk's checksum is
+compared once, when it is first touched; later reads go at the speed of memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache_stores.chunks import CRC_BYTES, chunk_key, crc32c
+from embedcache_stores.errors import DamagedStoreError
+from embedcache_stores.schema import ArraySpec
+
+_MAPS_AT_ONCE = 8192
+_SMALL_ROW = 32768
+"""Bytes of a row below which one numpy call a chunk beats one a row."""
+_THREAD_BYTES = 4 << 20
+"""Bytes of a batch from which a second thread pays."""
+
+
+class DirectReader:
+    """Reads one array of one store. Safe to use from several threads; holds maps, not copies."""
+
+    def __init__(self, folder: Path, spec: ArraySpec, rows: int, rows_per_group: int, *, check: bool = True) -> None:
+        """Describe an array; no file is opened.
+
+        Parameters
+        ----------
+        folder
+            Of the array, holding its chunks.
+        spec
+            Its shape and dtype on disk.
+        rows, rows_per_group
+            Of the store.
+        check
+            Compare each chunk's checksum when it is first touched, which reads all of it.
+        """
+        self._check = check
+        self.folder, self.spec, self.rows, self.rows_per_group = folder, spec, rows, rows_per_group
+        self.dtype = np.dtype(spec.dtype).newbyteorder("<")
+        self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
+
+    def chunk(self, group: int) -> npt.NDArray[Any]:
+        """Map one row group, read-only, ``(rows_per_group, *shape)``; rows beyond the store's last are zeros.
+
+        Raises
+        ------
+        DamagedStoreError
+            If the file is missing, has not the size that its shape needs, or not the bytes that were written.
+        """
+        found = self._maps.get(group)
+        if found is None:
+            found = self._maps[group] = self._map(group)
+            while len(self._maps) > _MAPS_AT_ONCE:  # the kernel allows a process 65530 maps
+                self._maps.popitem(last=False)
+        return found
+
+    def read_into(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any], threads: int = 1) -> None:
+        """Copy rows, in the order asked, into ``out``.
+
+        Parameters
+        ----------
+        rows
+            ``(n,)`` int64, each in ``0..rows-1`` (the caller has checked); may repeat.
+        out
+            ``(n, *shape)`` in the dtype on disk; a slice of channels of a wider buffer will do.
+        threads
+            At most so many share the copying of a large batch.
+        """
+        if threads > 1 and out.nbytes > _THREAD_BYTES and len(rows) > 1:
+            cuts = np.linspace(0, len(rows), threads + 1).astype(int)
+            with ThreadPoolExecutor(threads) as pool:
+                parts = [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+                list(pool.map(lambda part: self._copy(rows[part], out[part]), parts))
+            return
+        self._copy(rows, out)
+
+    def _copy(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
+        if not len(rows):
+            return
+        groups, inside = np.divmod(rows, self.rows_per_group)
+        if self._contiguous(rows):
+            at = 0
+            for group in range(int(groups[0]), int(groups[-1]) + 1):
+                first = int(inside[at])
+                count = min(self.rows_per_group - first, len(rows) - at)
+                np.copyto(out[at : at + count], self.chunk(group)[first : first + count])
+                at += count
+        elif self.spec.row_bytes < _SMALL_ROW:
+            for group in np.unique(groups):
+                here = np.flatnonzero(groups == group)
+                out[here] = self.chunk(int(group))[inside[here]]
+        else:
+            for position, (group, row) in enumerate(zip(groups.tolist(), inside.tolist(), strict=True)):
+                np.copyto(out[position], self.chunk(group)[row])
+
+    @staticmethod
+    def _contiguous(rows: npt.NDArray[np.int64]) -> bool:
+        return int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+
+    def _map(self, group: int) -> npt.NDArray[Any]:
+        path = self.folder / chunk_key(group, 1 + len(self.spec.shape))
+        first = group * self.rows_per_group
+        rows = f"rows {first}..{min(first + self.rows_per_group, self.rows) - 1} of {self.spec.name!r}"
+        need = self.rows_per_group * self.spec.row_bytes
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise DamagedStoreError(
+                f"the file {str(path)!r} is lost ({rows}); 'embedcache verify --repair' lets extract refill it."
+            ) from error
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != need + CRC_BYTES:
+                raise DamagedStoreError(
+                    f"the file {str(path)!r} has {size} bytes instead of {need + CRC_BYTES} ({rows}); 'embedcache verify "
+                    "--repair' lets extract refill it."
+                )
+            shape = (self.rows_per_group, *self.spec.shape)
+            if need == 0:
+                return np.empty(shape, self.dtype)
+            mapped = mmap.mmap(descriptor, size, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
+        finally:
+            os.close(descriptor)
+        raw = np.frombuffer(mapped, dtype=np.uint8)
+        if self._check and crc32c(raw[:need]) != raw[need:].tobytes():
+            raise DamagedStoreError(
+                f"the file {str(path)!r} is not what was written, its checksum is wrong ({rows}); 'embedcache verify "
+                "--repair' lets extract refill it."
+            )
+        return raw[:need].view(self.dtype).reshape(shape)
