@@ -47,12 +47,13 @@ def encode(plan: ExtractionPlan, model: FeatureExtractor, rows: Sequence[Row]) -
             ) from error
         named = {f"pooled_{k}": v for k, v in features.pooled.items()}
         named |= {f"level_{i}": level for i, level in enumerate(features.levels)}
-        out = {a.name: _to_numpy(named[a.name], a, rows) for a in wanted}
-    for index, row in enumerate(rows):
-        if isinstance(row, SampleError):
-            for values in out.values():
-                values[index] = np.nan
-    return out
+        return {a.name: _to_numpy(plan, named[a.name], a, rows) for a in wanted}
+
+
+def buffer_dtype(plan: ExtractionPlan, spec: ArraySpec) -> str:
+    """Dtype in which batches are handed to the writer: as on disk, or float32 where it needs a whole row group."""
+    clipped = spec.dtype == "float16" and plan.max_saturation > 0
+    return "float32" if spec.encoding == "int8" or clipped else spec.dtype
 
 
 def _images(plan: ExtractionPlan, rows: Sequence[Row]) -> torch.Tensor:
@@ -90,23 +91,29 @@ def _location_coords(sample: Sample) -> tuple[float, float]:
     return float(sample.lat or 0.0), float(sample.lon or 0.0)
 
 
-def _to_numpy(values: torch.Tensor, spec: ArraySpec, rows: Sequence[Row]) -> npt.NDArray[Any]:
+def _to_numpy(plan: ExtractionPlan, values: torch.Tensor, spec: ArraySpec, rows: Sequence[Row]) -> npt.NDArray[Any]:
     import torch
 
     if values.shape[1:] != spec.shape:
         raise FeatureError(f"the backbone made {spec.name} of shape {tuple(values.shape[1:])}, not {spec.shape}.")
-    stored = values.to(torch.float16 if spec.dtype == "float16" else torch.float32)
+    dtype = buffer_dtype(plan, spec)
+    kind = torch.bfloat16 if spec.encoding == "bfloat16" else torch.float16 if dtype == "float16" else torch.float32
+    stored = values.to(kind)
     if not bool(torch.isfinite(stored).all()):
         bad = (~torch.isfinite(stored)).flatten(1).any(dim=1).nonzero().flatten().tolist()
         ids = [r.sample_id for i in bad if not isinstance(r := rows[i], SampleError)]
         if ids and bool(torch.isfinite(values).all()):
             raise FeatureError(
-                f"{spec.name} of sample {ids[0]!r} reaches {float(values.abs().max()):.3g}, beyond what {spec.dtype} "
-                "holds (65504); store it with --dtype float32."
+                f"{spec.name} of sample {ids[0]!r} reaches {float(values.abs().max()):.3g}, beyond what {dtype} "
+                "holds (65504); store it with --dtype bfloat16 or float32, or allow a few with --max-saturation."
             )
         if ids:
             raise FeatureError(
                 f"{spec.name} of sample {ids[0]!r} is not finite (of {len(ids)} in its batch): the weights, or the "
                 "units of the data (--units), are probably wrong."
             )
+    stored[[i for i, row in enumerate(rows) if isinstance(row, SampleError)]] = torch.nan
+    if spec.encoding == "bfloat16":
+        bits: npt.NDArray[Any] = stored.view(torch.int16).cpu().numpy().view(np.uint16)
+        return bits
     return stored.cpu().numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,12 @@ import numpy.typing as npt
 from embedcache.errors import SettingError
 from embedcache_stores.errors import SampleIdMismatchError, StoreNotFoundError
 from embedcache_stores.feature_store import FeatureStore, open_store
-from embedcache_stores.schema import LevelSpec
+from embedcache_stores.place import Location
+from embedcache_stores.schema import SKIPPED, LevelSpec
 
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
-
-SKIPPED = "skipped"
 
 
 class Ensemble:
@@ -224,7 +222,7 @@ class Ensemble:
         return parts[0] if len(parts) == 1 else da.concatenate(parts, axis=1)
 
 
-def open_ensemble(cache: str | os.PathLike[str], dataset: str, features: str) -> Ensemble:
+def open_ensemble(cache: Location, dataset: str, features: str) -> Ensemble:
     """Open ``a+b`` of a dataset from a cache.
 
     Raises

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,16 @@ import numpy.typing as npt
 
 from embedcache.backbones._spec import FeatureExtractor
 from embedcache.backbones._weights import load_backbone
-from embedcache.encoding import Row, encode
+from embedcache.encoding import Row, buffer_dtype, encode
 from embedcache.errors import SampleError
 from embedcache.extraction_plan import ExtractionPlan
 from embedcache.preprocessing import resize_mask
 from embedcache_stores.ownership import discard
-from embedcache_stores.schema import STRING, ArraySpec
-from embedcache_stores.writer import FeatureWriter
+from embedcache_stores.place import Place
+from embedcache_stores.repair import reopen
+from embedcache_stores.schema import CONTENT, SKIPPED, STRING, ArraySpec
+from embedcache_stores.writer import FeatureWriter, KeptGroup
 
-SKIPPED = "skipped"
 _BATCHES_AHEAD = 3
 _GROUPS_IN_FLIGHT = 2
 
@@ -49,7 +49,7 @@ def extract(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     extractor: FeatureExtractor | None = None,
-) -> Path:
+) -> Place:
     """Write the feature store that a plan describes, continuing where an earlier run stopped.
 
     Parameters
@@ -63,7 +63,7 @@ def extract(
 
     Returns
     -------
-    Path
+    Place
         The committed store.
 
     Raises
@@ -76,17 +76,33 @@ def extract(
         The disk refused. What was durable stays.
     """
     if plan.complete:
-        return plan.path
-    model = extractor or load_backbone(
-        plan.backbone, plan.weights, plan.preprocessing.bands, plan.preprocessing.input_size
-    )
-    model.module.to(plan.device)
-    if plan.replace and plan.path.exists():
-        discard(plan.path)
-    with FeatureWriter(plan.path, plan.spec) as writer:
-        _run(plan, model, writer, on_progress)
-        writer.commit()
-    return plan.path
+        plan.contents.save()
+        return plan.place
+    if plan.replace:
+        discard(plan.place)
+    elif plan.stale:
+        reopen(plan.place, redo=_by_group(plan))
+    try:
+        with FeatureWriter(plan.place, plan.spec) as writer:
+            if writer.missing:
+                _run(plan, extractor or _load(plan), writer, on_progress)
+            writer.commit()
+    finally:
+        plan.contents.save()
+    return plan.place
+
+
+def _load(plan: ExtractionPlan) -> FeatureExtractor:
+    return load_backbone(plan.backbone, plan.weights, plan.preprocessing.bands, plan.preprocessing.input_size)
+
+
+def _by_group(plan: ExtractionPlan) -> dict[int, list[int]]:
+    """Stale rows by row group, counted within it."""
+    out: dict[int, list[int]] = {}
+    for row in plan.stale:
+        group, inside = divmod(row, plan.spec.rows_per_group)
+        out.setdefault(group, []).append(inside)
+    return out
 
 
 def _run(
@@ -95,22 +111,23 @@ def _run(
     writer: FeatureWriter,
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
-    missing = writer.missing
-    done = plan.spec.rows - sum(_length(plan.spec.group_rows(g)) for g in missing)
+    model.module.to(plan.device)
+    work = [_Work(plan, group, writer.kept(group)) for group in writer.missing]
+    to_do = sum(len(rows) for one in work for rows in one.batches)
     encoded, skipped, start = 0, 0, time.perf_counter()
     writing: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1, "embedcache-write") as pool, _Reader(plan, missing) as reader:
-        for group in missing:
-            buffer = _GroupBuffer(plan, plan.spec.group_rows(group))
-            while not buffer.full:
-                rows = next(reader)
-                buffer.add(rows, encode(plan, model, rows))
+    with ThreadPoolExecutor(1, "embedcache-write") as pool, _Reader(plan, work) as reader:
+        for one in work:
+            buffer = _GroupBuffer(plan, one)
+            for rows in one.batches:
+                read = next(reader)
+                buffer.put(rows, read, encode(plan, model, [row for row, _ in read]))
                 encoded += len(rows)
-                skipped += sum(isinstance(r, SampleError) for r in rows)
+                skipped += sum(isinstance(row, SampleError) for row, _ in read)
                 if on_progress is not None:
                     on_progress(
                         Progress(
-                            rows=done + encoded,
+                            rows=plan.spec.rows - to_do + encoded,
                             total=plan.spec.rows,
                             new_rows=encoded,
                             nbytes=encoded * plan.spec.row_bytes,
@@ -120,9 +137,25 @@ def _run(
                     )
             while len(writing) >= _GROUPS_IN_FLIGHT:
                 writing.popleft().result()  # raises what the writing thread met
-            writing.append(pool.submit(writer.write_group, group, buffer.arrays, buffer.columns))
+            writing.append(pool.submit(writer.write_group, one.group, buffer.arrays, buffer.columns))
         for future in writing:
             future.result()
+
+
+class _Work:
+    """What is left to do of one row group: all of its batches, or those with rows whose files changed.
+
+    Whole batches are encoded again, never single rows, so that a row is computed in the same company as ever: only
+    then does a store that was mended have the bytes of one that was made anew.
+    """
+
+    def __init__(self, plan: ExtractionPlan, group: int, kept: KeptGroup | None) -> None:
+        self.group, self.kept = group, kept
+        self.rows = rows = plan.spec.group_rows(group)
+        starts = range(rows.start, rows.stop, plan.batch_size)
+        batches = [range(start, min(start + plan.batch_size, rows.stop)) for start in starts]
+        redo = None if kept is None else {rows.start + row for row in kept.redo}
+        self.batches = [b for b in batches if redo is None or redo & set(b)]
 
 
 class _Reader(AbstractContextManager["_Reader"]):
@@ -132,18 +165,18 @@ class _Reader(AbstractContextManager["_Reader"]):
     interrupted: only then are resumed stores bit-identical.
     """
 
-    def __init__(self, plan: ExtractionPlan, groups: list[int]) -> None:
+    def __init__(self, plan: ExtractionPlan, work: Sequence[_Work]) -> None:
         self._plan = plan
-        self._todo = self._batches(groups)
+        self._todo = (rows for one in work for rows in one.batches)
         self._pool = ThreadPoolExecutor(plan.workers, "embedcache-read")
-        self._ahead: deque[list[Future[Row]]] = deque()
+        self._ahead: deque[list[Future[tuple[Row, str]]]] = deque()
         for _ in range(_BATCHES_AHEAD):
             self._submit()
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def __next__(self) -> list[Row]:
+    def __next__(self) -> list[tuple[Row, str]]:
         batch = [future.result() for future in self._ahead.popleft()]
         self._submit()
         return batch
@@ -153,16 +186,15 @@ class _Reader(AbstractContextManager["_Reader"]):
         if rows is not None:
             self._ahead.append([self._pool.submit(self._read, row) for row in rows])
 
-    def _batches(self, groups: list[int]) -> Iterator[range]:
-        for group in groups:
-            rows = self._plan.spec.group_rows(group)
-            for start in range(rows.start, rows.stop, self._plan.batch_size):
-                yield range(start, min(start + self._plan.batch_size, rows.stop))
+    def _read(self, row: int) -> tuple[Row, str]:
+        index = self._plan.indices[row]
+        content = self._plan.contents.hash_of(self._plan.source.files(index))  # first, so that no change goes unseen
+        return self._decode(index), content
 
-    def _read(self, row: int) -> Row:
+    def _decode(self, index: int) -> Row:
         plan = self._plan
         try:
-            sample = plan.source.read(plan.indices[row], plan.preprocessing.source_bands)
+            sample = plan.source.read(index, plan.preprocessing.source_bands)
             if plan.use_time and sample.time is None:
                 raise SampleError(sample.sample_id, "it has no acquisition time, unlike the others (see --no-coords)")
             if plan.use_location and sample.lat is None:
@@ -175,29 +207,28 @@ class _Reader(AbstractContextManager["_Reader"]):
 
 
 class _GroupBuffer:
-    """Collects the batches of one row group, with the small columns beside."""
+    """Collects the batches of one row group, with the small columns beside; what was kept is there from the start."""
 
-    def __init__(self, plan: ExtractionPlan, group: slice) -> None:
+    def __init__(self, plan: ExtractionPlan, work: _Work) -> None:
         self._plan = plan
-        self._first = group.start
-        self._filled = 0
-        self._rows = rows = _length(group)
-        self.arrays = {a.name: np.empty((rows, *a.shape), a.dtype) for a in plan.spec.arrays}
+        self._first = work.rows.start
+        if work.kept is not None:
+            self.arrays, self.columns = work.kept.arrays, work.kept.columns
+            return
+        rows = _length(work.rows)
+        self.arrays = {a.name: np.empty((rows, *a.shape), buffer_dtype(plan, a)) for a in plan.spec.arrays}
         self.columns = {c.name: _blank(c, rows) for c in plan.spec.columns}
 
-    @property
-    def full(self) -> bool:
-        """Whether every row is in."""
-        return self._filled == self._rows
-
-    def add(self, rows: list[Row], features: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Append one batch."""
-        here = slice(self._filled, self._filled + len(rows))
+    def put(self, rows: range, read: Sequence[tuple[Row, str]], features: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Put one batch in its place."""
+        start = rows.start - self._first
         for name, values in features.items():
-            self.arrays[name][here] = values
-        for offset, row in enumerate(rows):
-            self._add_row(self._filled + offset, row)
-        self._filled += len(rows)
+            self.arrays[name][start : start + len(rows)] = values
+        for at, (row, content) in enumerate(read, start):
+            for spec in self._plan.spec.columns:
+                self.columns[spec.name][at] = _blank(spec, 1)[0]
+            self.columns[CONTENT][at] = content
+            self._add_row(at, row)
 
     def _add_row(self, at: int, row: Row) -> None:
         mask = self.arrays.get("mask")

@@ -14,16 +14,18 @@ import numpy as np
 from embedcache.backbones._registry import get_backbone
 from embedcache.backbones._spec import BackboneSpec
 from embedcache.backbones._weights import Weights, find_weights
+from embedcache.contents import ContentIndex, recorded_contents, stale_rows
 from embedcache.datasets._spec import SampleSource
 from embedcache.device import choose_device, gflop_per_second
 from embedcache.errors import DatasetError, SettingError
 from embedcache.preprocessing import Preprocessing, plan_preprocessing
+from embedcache.store_layout import What, arrays_of, columns_of, geoemb_attributes, rows_of
 from embedcache_stores.errors import NotAStoreError, StoreNotFoundError
 from embedcache_stores.manifest import SUFFIX, StoreManifest, peek_manifest
-from embedcache_stores.schema import STRING, ArraySpec, StoreSpec, ids_digest, level_arrays, rows_per_group_for
+from embedcache_stores.place import LOCK_FILE, Location, Place, open_place
+from embedcache_stores.schema import Compression, StoreSpec, ids_digest
 from embedcache_stores.writer import check_fingerprint
 
-What = Literal["pooled", "maps", "both"]
 RECIPE = 1
 """Raised whenever our own code changes the bytes of features; part of every fingerprint."""
 
@@ -40,7 +42,12 @@ class ExtractOptions:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto``: as the store was begun, else bf16 autocast on a GPU and fp32 on a CPU."""
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    """How features are stored: see :mod:`embedcache_stores.encodings`."""
+    compression: Compression | None = None
+    """None: as the store was begun, else none, which is read many times faster."""
+    max_saturation: float = 0.0
+    """Share of a row group's values that may be cut to what float16 holds before the extraction is refused."""
     what: What | None = None
     """None: pooled vectors for classification, maps for segmentation."""
     limit: int | None = None
@@ -59,7 +66,8 @@ class ExtractOptions:
 class ExtractionPlan:
     """What will be written, and how; frozen and printable."""
 
-    path: Path
+    place: Place
+    """Where the store lies, or will."""
     source: SampleSource
     indices: tuple[int, ...]
     """The dataset's samples that become rows, in row order."""
@@ -70,6 +78,10 @@ class ExtractionPlan:
     spec: StoreSpec
     groups_done: int
     complete: bool
+    """Whether nothing is left to do."""
+    stale: tuple[int, ...]
+    """Stored rows whose files changed since; their batches are encoded again."""
+    contents: ContentIndex
     device: str
     precision: Literal["fp32", "bf16"]
     batch_size: int
@@ -79,28 +91,36 @@ class ExtractionPlan:
     replace: bool
     """Whether a store at ``path`` is removed first; nothing is removed while planning."""
     workers: int
+    max_saturation: float
     notes: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """Folder of the store on a local disk; TypeError elsewhere."""
+        return Path(self.place)
 
     @property
     def rows_done(self) -> int:
         """Rows that are durable already."""
-        return min(self.spec.rows, self.groups_done * self.spec.rows_per_group)
+        return min(self.spec.rows, self.groups_done * self.spec.rows_per_group) - len(self.stale)
 
     def to_json(self) -> dict[str, Any]:
         """Facts for ``extract --plan --json``."""
         size = self.preprocessing.input_size
         return {
-            "store": str(self.path),
+            "store": self.place.url,
             "state": "complete" if self.complete else "partial" if self.groups_done else "new",
             "dataset": self.source.info.name,
             "backbone": self.backbone.name,
             "weights": self.weights.source,
             "rows": self.spec.rows,
             "rows_done": self.rows_done,
+            "rows_stale": len(self.stale),
             "rows_per_group": self.spec.rows_per_group,
             "bytes": self.spec.rows * self.spec.row_bytes,
             "arrays": {a.name: list(a.shape) for a in self.spec.arrays},
-            "dtype": self.spec.arrays[0].dtype,
+            "dtype": self.spec.provenance["dtype"],
+            "compression": self.spec.compression,
             "bands": dict(zip(self.preprocessing.bands, self.preprocessing.source_bands, strict=True)),
             "absent_bands": list(self.absent_bands),
             "input_size": size,
@@ -110,13 +130,13 @@ class ExtractionPlan:
             "time": self.use_time,
             "location": self.use_location,
             "tflop": round(self.backbone.gflop(size) * (self.spec.rows - self.rows_done) / 1e3, 2),
-            "fingerprint": self.spec.fingerprint,
+            "recipe": self.spec.recipe,
             "notes": list(self.notes),
         }
 
 
 def plan_extraction(
-    source: SampleSource, backbone: str | BackboneSpec, cache: str | Path, options: ExtractOptions
+    source: SampleSource, backbone: str | BackboneSpec, cache: Location, options: ExtractOptions
 ) -> ExtractionPlan:
     """Decide everything about one extraction and check it against what is in the cache.
 
@@ -133,14 +153,14 @@ def plan_extraction(
     weights = find_weights(spec, options.weights)
     indices = choose_samples(len(source.sample_ids), options.limit)
     what = options.what or ("maps" if info.task == "segmentation" else "pooled")
-    arrays = _arrays(spec, what, levels, options.dtype, info.task, input_size)
-    path = Path(cache) / info.name / f"{spec.name}{'@' + options.tag if options.tag else ''}{SUFFIX}"
-    there = _existing(path)
+    arrays = arrays_of(spec, what, levels, options.dtype, info.task, input_size)
+    dataset_place = open_place(cache).child(info.name)
+    place = dataset_place.child(f"{spec.name}{'@' + options.tag if options.tag else ''}{SUFFIX}")
+    there = _existing(place)
     found = None if options.rebuild else there
     device = choose_device(options.device)
     precision = _precision(options.precision, found, device)
-    row_bytes = sum(a.row_bytes for a in arrays)
-    rows_per_group = rows_per_group_for(row_bytes, len(indices))
+    rows_per_group, rows_per_chunk = rows_of(sum(a.row_bytes for a in arrays), len(indices), local=place.is_local)
     batch_size = min(_batch_size(options.batch_size, found, device, input_size), rows_per_group)
     use_time = options.coords and spec.uses_coords and info.has_time
     use_location = options.coords and spec.uses_coords and info.has_location
@@ -164,14 +184,23 @@ def plan_extraction(
         "dtype": options.dtype,
         "precision": precision,
     }
+    if options.dtype == "int8":  # one scale spans a row group, so its rows decide the codes
+        provenance["int8_rows_per_group"] = rows_per_group
     if found is not None:
-        check_fingerprint(path, found.provenance, provenance)
+        check_fingerprint(place, found.provenance, provenance)
+    contents = ContentIndex(dataset_place)
+    stale = stale_rows(recorded_contents(found), source, indices, contents) if found else ()
     store = StoreSpec(
         sample_ids=sample_ids,
         arrays=arrays,
-        columns=_columns(info.task, info.class_names, info.num_classes, time=info.has_time, location=info.has_location),
+        columns=columns_of(
+            info.task, info.class_names, info.num_classes, time=info.has_time, location=info.has_location
+        ),
         provenance=provenance,
         rows_per_group=rows_per_group,
+        rows_per_chunk=rows_per_chunk,
+        compression=_compression(options.compression, found),
+        max_saturation=options.max_saturation,
         environment=_environment(device, batch_size, weights),
         attrs={
             "title": f"{spec.title} features of {info.name}",
@@ -188,11 +217,12 @@ def plan_extraction(
             },
             "dataset_notes": list(info.notes),
         },
+        group_attrs=geoemb_attributes(spec, info.name, arrays, options.dtype, input_size),
     )
     if options.rebuild and there is not None and _same_begun(there, store):
         found = there  # an interrupted --rebuild, run again: go on with it
     return ExtractionPlan(
-        path=path,
+        place=place,
         source=source,
         indices=indices,
         backbone=spec,
@@ -201,7 +231,9 @@ def plan_extraction(
         absent_bands=tuple(absent),
         spec=store,
         groups_done=found.groups_done if found else 0,
-        complete=found is not None and found.state == "complete",
+        complete=found is not None and found.state == "complete" and not stale,
+        stale=stale,
+        contents=contents,
         device=device,
         precision=precision,
         batch_size=batch_size,
@@ -210,7 +242,10 @@ def plan_extraction(
         skip_bad=options.skip_bad,
         replace=options.rebuild and there is not None and found is None,
         workers=max(1, options.workers),
-        notes=tuple(_notes(spec, info.notes, found, store.environment, use_location or use_time)),
+        max_saturation=options.max_saturation,
+        notes=tuple(
+            _notes(spec, info.notes, found, store.environment, use_location or use_time, options.compression, stale)
+        ),
     )
 
 
@@ -240,20 +275,26 @@ def seconds_estimated(plan: ExtractionPlan) -> float:
     return rows * plan.backbone.gflop(plan.preprocessing.input_size) / rate
 
 
-def _existing(path: Path) -> StoreManifest | None:
+def _existing(place: Place) -> StoreManifest | None:
     try:
-        return peek_manifest(path)
+        return peek_manifest(place)
     except StoreNotFoundError:
         return None
     except NotAStoreError:
-        if path.is_dir() and (path / "writer.lock").exists():
+        if place.exists(LOCK_FILE):
             return None  # the writer decides what to do with a folder that was only just begun
         raise
 
 
 def _same_begun(there: StoreManifest, store: StoreSpec) -> bool:
     begun = there.state == "partial" and there.rows_per_group == store.rows_per_group
-    return begun and there.fingerprint == store.fingerprint
+    return begun and there.recipe == store.recipe
+
+
+def _compression(asked: Compression | None, found: StoreManifest | None) -> Compression:
+    if asked is not None:
+        return asked
+    return found.compression if found is not None else "none"
 
 
 def _precision(asked: str, found: StoreManifest | None, device: str) -> Literal["fp32", "bf16"]:
@@ -275,61 +316,6 @@ def _batch_size(asked: int | None, found: StoreManifest | None, device: str, inp
     return 1 << max(0, int(wanted).bit_length() - 1)
 
 
-def _arrays(
-    spec: BackboneSpec, what: What, levels: Sequence[Any], dtype: str, task: str, input_size: int
-) -> tuple[ArraySpec, ...]:
-    arrays: list[ArraySpec] = []
-    if what in {"pooled", "both"}:
-        arrays += [
-            ArraySpec(
-                name=f"pooled_{kind}",
-                dims=("channel",),
-                shape=(spec.pooled_channels,),
-                dtype=dtype,
-                attrs={"long_name": f"{kind} vector of the last level"},
-            )
-            for kind in spec.pooled
-        ]
-    if what in {"maps", "both"}:
-        arrays += level_arrays(levels, dtype)
-    if task == "segmentation":
-        arrays.append(
-            ArraySpec(
-                name="mask",
-                dims=("y", "x"),
-                shape=(input_size, input_size),
-                dtype="int16",
-                attrs={"long_name": "class of each pixel, resized to the input by the nearest pixel"},
-            )
-        )
-    return tuple(arrays)
-
-
-def _columns(
-    task: str, class_names: Sequence[str], num_classes: int, *, time: bool, location: bool
-) -> tuple[ArraySpec, ...]:
-    columns = [
-        ArraySpec(name="split", dtype=STRING, attrs={"long_name": "train, val, test, or skipped"}),
-        ArraySpec(name="problem", dtype=STRING, attrs={"long_name": "why a row was skipped; empty for the others"}),
-    ]
-    meanings = " ".join(n.replace(" ", "_") for n in class_names)
-    if task == "classification":
-        attrs = {"long_name": "class", "flag_values": list(range(num_classes)), "flag_meanings": meanings}
-        columns.append(ArraySpec(name="label", dtype="int64", attrs=attrs))
-    elif task == "multilabel":
-        attrs = {"long_name": "1 where the class is present", "flag_meanings": meanings}
-        columns.append(ArraySpec(name="label", dims=("class",), shape=(num_classes,), dtype="uint8", attrs=attrs))
-    if location:
-        columns += [
-            ArraySpec(name="lat", dtype="float64", attrs={"standard_name": "latitude", "units": "degrees_north"}),
-            ArraySpec(name="lon", dtype="float64", attrs={"standard_name": "longitude", "units": "degrees_east"}),
-        ]
-    if time:
-        attrs = {"standard_name": "time", "units": "seconds since 1970-01-01", "calendar": "standard"}
-        columns.append(ArraySpec(name="time", dtype="float64", attrs=attrs))
-    return tuple(columns)
-
-
 def _environment(device: str, batch_size: int, weights: Weights) -> Mapping[str, Any]:
     return {
         "device": device,
@@ -342,11 +328,23 @@ def _environment(device: str, batch_size: int, weights: Weights) -> Mapping[str,
 
 
 def _notes(
-    spec: BackboneSpec, notes: Sequence[str], found: StoreManifest | None, now: Mapping[str, Any], coords: bool
+    spec: BackboneSpec,
+    notes: Sequence[str],
+    found: StoreManifest | None,
+    now: Mapping[str, Any],
+    coords: bool,
+    asked: str | None,
+    stale: Sequence[int],
 ) -> list[str]:
     out = list(notes)
     if spec.uses_coords and not coords:
         out.append("the backbone can take time and location, and gets neither")
+    if found is not None and found.state == "complete" and asked not in {None, found.compression}:
+        out.append(
+            f"the store is there with compression {found.compression}; 'embedcache cp --compression' rewrites it"
+        )
+    if stale:
+        out.append(f"{len(stale)} images changed since they were encoded; their batches are encoded again")
     if found is not None and found.state == "partial":
         changed = [k for k in ("device", "machine", "torch", "batch_size") if found.environment.get(k) != now.get(k)]
         out += [

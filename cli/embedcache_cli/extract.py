@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +26,17 @@ class Dtype(StrEnum):
     """Stored dtype."""
 
     float16 = "float16"
+    bfloat16 = "bfloat16"
     float32 = "float32"
+    int8 = "int8"
+
+
+class Codec(StrEnum):
+    """Compression of stored features."""
+
+    none = "none"
+    lz4 = "lz4"
+    zstd = "zstd"
 
 
 class What(StrEnum):
@@ -51,7 +60,7 @@ def extract(
     dataset: Dataset,
     backbone: Annotated[list[str], typer.Option("--backbone", help="Backbone; repeat for several.")],
     data_root: DataRoot = None,
-    cache: Cache = Path("cache"),
+    cache: Cache = "cache",
     weights: Annotated[
         str, typer.Option(help="pretrained (the hub), a state dict FILE, or random[:SEED] for trying things out.")
     ] = "pretrained",
@@ -61,7 +70,15 @@ def extract(
     precision: Annotated[
         Precision, typer.Option(help="auto is bf16 autocast on a GPU and fp32 on a CPU.")
     ] = Precision.auto,
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of stored features.")] = Dtype.float16,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Dtype of stored features; int8 has a scale per channel.")
+    ] = Dtype.float16,
+    compression: Annotated[
+        Codec | None, typer.Option(help="Saves 10-40 % of space for 4-10 times slower reading.  [default: none]")
+    ] = None,
+    max_saturation: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of values that may be cut to what float16 holds.")
+    ] = 0.0,
     what: Annotated[
         What | None, typer.Option(help="[default: pooled for classification, maps for segmentation]")
     ] = None,
@@ -103,6 +120,8 @@ def extract(
         device=device,
         precision=precision.value,
         dtype=dtype.value,
+        compression=compression.value if compression else None,
+        max_saturation=max_saturation,
         what=what.value if what else None,
         limit=limit,
         coords=coords,
@@ -133,7 +152,8 @@ def show_plan(plan: ExtractionPlan) -> None:
     say(f"{facts['store']}  [{facts['state']}]")
     say(f"  backbone   {facts['backbone']}, {facts['weights']}")
     say(f"  rows       {facts['rows']} ({facts['rows_done']} done), in groups of {facts['rows_per_group']}")
-    say(f"  arrays     {', '.join(f'{k} {v}' for k, v in facts['arrays'].items())}, {facts['dtype']}")
+    compressed = "" if facts["compression"] == "none" else f", compressed with {facts['compression']}"
+    say(f"  arrays     {', '.join(f'{k} {v}' for k, v in facts['arrays'].items())}, {facts['dtype']}{compressed}")
     say(f"  bytes      {human_bytes(facts['bytes'])}")
     say(f"  bands      {bands}")
     if facts["absent_bands"]:
@@ -155,9 +175,9 @@ def run_plan(plan: ExtractionPlan) -> dict[str, Any]:
     from embedcache_cli.progress import ExtractionBar
 
     facts = plan.to_json()
-    name = f"{facts['dataset']}/{plan.path.stem}"
+    name = f"{facts['dataset']}/{plan.place.name.removesuffix('.zarr')}"
     if plan.complete:
-        tell(f"{name}: already complete, {plan.spec.rows} rows in {plan.path}")
+        tell(f"{name}: already complete, {plan.spec.rows} rows in {plan.place}")
         return {**facts, "seconds": 0.0, "new_rows": 0, "skipped": 0}
     for note in facts["notes"]:
         tell(f"{name}: note: {note}")
@@ -174,9 +194,9 @@ def run_plan(plan: ExtractionPlan) -> dict[str, Any]:
     skipped = last.skipped if last else 0
     rate = new_rows / seconds if seconds else 0.0
     tell(
-        f"{name}: {plan.spec.rows} rows, {human_bytes(plan.spec.rows * plan.spec.row_bytes)} in {plan.path}"
+        f"{name}: {plan.spec.rows} rows, {human_bytes(plan.spec.rows * plan.spec.row_bytes)} in {plan.place}"
         + (f" ({rate:.1f} rows/s, {human_seconds(seconds)})" if new_rows else "")
     )
     if skipped:
-        tell(f"{name}: {skipped} unusable images were skipped; 'embedcache info {plan.path}' names them")
+        tell(f"{name}: {skipped} unusable images were skipped; 'embedcache info {plan.place}' names them")
     return {**facts, "state": "complete", "seconds": round(seconds, 3), "new_rows": new_rows, "skipped": skipped}

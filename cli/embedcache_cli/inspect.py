@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from embedcache_cli.console import human_bytes, print_json, say, table
 from embedcache_cli.options import Cache, Json
 
 
-def ls(cache: Cache = Path("cache"), json: Json = False) -> None:
+def ls(cache: Cache = "cache", json: Json = False) -> None:
     """List the feature stores of a cache."""
     from embedcache_stores.manifest import find_stores
 
@@ -39,14 +38,15 @@ def ls(cache: Cache = Path("cache"), json: Json = False) -> None:
 
 def info(
     store: Annotated[str, typer.Argument(help="DATASET/FEATURES as in 'ls', or the folder of a store.")],
-    cache: Cache = Path("cache"),
+    cache: Cache = "cache",
     json: Json = False,
 ) -> None:
     """Show everything recorded about one store: contents, provenance, environment, skipped images."""
     from embedcache_stores.manifest import SUFFIX, peek_manifest
+    from embedcache_stores.place import open_place
 
-    named = cache / f"{store}{SUFFIX}"
-    path = named if named.is_dir() else Path(store)
+    named = open_place(cache).child(f"{store}{SUFFIX}")
+    path = named if named.found() else open_place(store)
     manifest = peek_manifest(path)
     facts = _facts(manifest) | {
         "fingerprint": manifest.fingerprint,
@@ -117,11 +117,11 @@ def _facts(m: Any) -> dict[str, Any]:
         "state": m.state,
         "groups_done": m.groups_done,
         "groups": m.groups,
-        "path": str(m.path),
+        "path": m.place.url,
     }
 
 
-def _skipped(store: Path) -> dict[str, str]:
+def _skipped(store: Any) -> dict[str, str]:
     from embedcache_stores.feature_store import FeatureStore
 
     opened = FeatureStore(store)

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-Cache = Annotated[Path, typer.Option("--cache", help="Directory of feature stores.")]
+Cache = Annotated[
+    str,
+    typer.Option("--cache", help="Directory of feature stores, or s3://, gs://, az:// BUCKET/PREFIX.", metavar="PLACE"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Dataset = Annotated[
     str, typer.Option("--dataset", help="geobench:PATH, folder:PATH, or a folder's name under --data-root.")

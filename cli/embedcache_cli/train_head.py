@@ -21,7 +21,7 @@ def train_head(
     features: Annotated[
         list[str], typer.Option("--features", help="Store, or ensemble a+b+c; repeat to compare several.")
     ],
-    cache: Cache = Path("cache"),
+    cache: Cache = "cache",
     head: Annotated[str, typer.Option(help="Head to train.")] = "linear",
     pooled: Annotated[str, typer.Option(help="Pooled vectors to use: mean or cls.")] = "mean",
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs; their seeds are 0, 1, 2 ...")] = 10,

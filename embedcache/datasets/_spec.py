@@ -93,8 +93,12 @@ class SampleSource(Protocol):
         """
         ...
 
+    def files(self, index: int) -> Sequence[Path]:
+        """Return the files that one sample is read from; their content decides its features."""
+        ...
+
     def revision(self, indices: Sequence[int]) -> Mapping[str, Any]:
-        """Return digests of what decides the content of these samples, cheaply: ids, file sizes, splits, labels."""
+        """Return digests of what else decides these samples: splits and labels."""
         ...
 
 

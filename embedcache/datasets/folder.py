@@ -89,8 +89,12 @@ class FolderSource:
             lon=row.lon if row.lon is not None else lon,
         )
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """Return the image."""
+        return (self._rows[index].path,)
+
     def revision(self, indices: Sequence[int]) -> Mapping[str, Any]:
-        """Digest ids with file sizes, splits and labels; see SampleSource."""
+        """Digest splits and labels; see SampleSource."""
         rows = [self._rows[i] for i in indices]
         missing = [r for r in rows if not r.path.is_file()]
         if missing:
@@ -99,7 +103,6 @@ class FolderSource:
                 "Paths in a CSV are relative to the CSV's folder."
             )
         return {
-            "samples": digest((r.sample_id, r.path.stat().st_size) for r in rows),
             "splits": digest(self.splits[i] for i in indices),
             "labels": digest(r.target if isinstance(r.target, int) else r.target.tolist() for r in rows),
         }

@@ -89,11 +89,13 @@ class GeoBenchSource:
             lon=lon,
         )
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """Return the sample's HDF5 file."""
+        return (self.path / f"{self.sample_ids[index]}.hdf5",)
+
     def revision(self, indices: Sequence[int]) -> Mapping[str, Any]:
-        """Digest ids with file sizes, splits and label files; see SampleSource."""
-        ids = [self.sample_ids[i] for i in indices]
+        """Digest splits and label files; see SampleSource."""
         return {
-            "samples": digest((i, (self.path / f"{i}.hdf5").stat().st_size) for i in ids),
             "splits": digest(self.splits[i] for i in indices),
             "labels": self._label_digest,
         }

@@ -16,11 +16,12 @@ from embedcache_stores.errors import (
     StoreWriteError,
 )
 from embedcache_stores.feature_store import FeatureStore, open_store
+from embedcache_stores.group_writer import GroupWriter
 from embedcache_stores.manifest import StoreManifest, find_stores, peek_manifest, read_manifest
 from embedcache_stores.ownership import discard
 from embedcache_stores.place import Place, open_place
 from embedcache_stores.schema import ArraySpec, LevelSpec, StoreSpec, fingerprint, ids_digest
-from embedcache_stores.writer import FeatureWriter, GroupWriter
+from embedcache_stores.writer import FeatureWriter
 
 __all__ = [
     "ArraySpec",
@@ -29,8 +30,8 @@ __all__ = [
     "FeatureStore",
     "FeatureWriter",
     "FingerprintMismatchError",
-    "IncompleteStoreError",
     "GroupWriter",
+    "IncompleteStoreError",
     "LevelSpec",
     "NotAStoreError",
     "Place",

@@ -67,7 +67,7 @@ class ArrayFiles:
         self.metadata: bytes = self._memory[METADATA].to_bytes()
 
     def of_group(self, group: int, data: npt.NDArray[Any]) -> tuple[str, Parts]:
-        """Return the key and the bytes, in parts, of one row group's file; ``data`` is as on disk, ``(rows, *shape)``."""
+        """Return the key and the bytes, in parts, of a row group's file; ``data`` is as on disk, ``(rows, *shape)``."""
         key = chunk_key(group, 1 + len(self.spec.shape))
         if self._plain:
             data = np.ascontiguousarray(data, dtype=np.dtype(self.spec.dtype).newbyteorder("<"))
@@ -106,7 +106,9 @@ def _compressors(name: str, dtype: str) -> Sequence[Any]:
         return ()
     shuffle: Any = "bitshuffle"
     return (
-        BloscCodec(cname="lz4" if name == "lz4" else "zstd", clevel=3, shuffle=shuffle, typesize=np.dtype(dtype).itemsize),
+        BloscCodec(
+            cname="lz4" if name == "lz4" else "zstd", clevel=3, shuffle=shuffle, typesize=np.dtype(dtype).itemsize
+        ),
     )
 
 

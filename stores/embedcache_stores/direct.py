@@ -11,6 +11,7 @@ import mmap
 import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class DirectReader:
         if threads > 1 and out.nbytes > _THREAD_BYTES and len(rows) > 1:
             cuts = np.linspace(0, len(rows), threads + 1).astype(int)
             with ThreadPoolExecutor(threads) as pool:
-                parts = [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+                parts = [slice(a, b) for a, b in pairwise(cuts.tolist())]
                 list(pool.map(lambda part: self._copy(rows[part], out[part]), parts))
             return
         self._copy(rows, out)
@@ -123,8 +124,8 @@ class DirectReader:
             size = os.fstat(descriptor).st_size
             if size != need + CRC_BYTES:
                 raise DamagedStoreError(
-                    f"the file {str(path)!r} has {size} bytes instead of {need + CRC_BYTES} ({rows}); 'embedcache verify "
-                    "--repair' lets extract refill it."
+                    f"the file {str(path)!r} has {size} bytes instead of {need + CRC_BYTES} ({rows}); 'embedcache "
+                    "verify --repair' lets extract refill it."
                 )
             shape = (self.rows_per_group, *self.spec.shape)
             if need == 0:

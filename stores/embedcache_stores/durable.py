@@ -20,6 +20,17 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace_atomically(path: Path, text: str) -> None:
+    """Write a small file so that readers see the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_path(path.parent)
+
+
 @contextmanager
 def explained_writes(where: object) -> Iterator[None]:
     """Turn the file system's refusals into a sentence that says what happened and that nothing is lost."""

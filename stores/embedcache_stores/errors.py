@@ -8,6 +8,7 @@ EmbedcacheError                 one clear sentence for the user; the command lin
 │   ├── IncompleteStoreError    extraction began and was never committed
 │   ├── FingerprintMismatchError (ValueError) a store made from other inputs is in the way
 │   ├── SampleIdMismatchError   (ValueError) stores that should hold the same samples do not
+│   ├── SaturatedError          (ValueError) too many values are beyond what their dtype holds
 │   ├── StoreLockedError        another process is writing it
 │   └── StoreWriteError         (OSError) the disk refused: full, read-only, gone
 └── (embedcache.errors)         bad names, bands, weights, images, settings
@@ -58,6 +59,10 @@ class FingerprintMismatchError(StoreError, ValueError):
 
 class SampleIdMismatchError(StoreError, ValueError):
     """Stores that must hold the same samples in the same order do not."""
+
+
+class SaturatedError(StoreError, ValueError):
+    """More values than allowed are beyond what their dtype holds."""
 
 
 class StoreLockedError(StoreError):

@@ -172,7 +172,8 @@ class FeatureStore:
         """Scales of rows of an int8 array, ``(len(rows), channel)``; None for other arrays."""
         if self.spec(name).encoding != "int8":
             return None
-        return self.scales(name)[np.asarray(rows) // self.manifest.rows_per_group]
+        per_row: npt.NDArray[np.float32] = self.scales(name)[np.asarray(rows) // self.manifest.rows_per_group]
+        return per_row
 
     def scales(self, name: str) -> npt.NDArray[np.float32]:
         """All scales of an int8 array, ``(row_group, channel)`` float32."""
@@ -190,7 +191,9 @@ class FeatureStore:
         if spec.encoding == "bfloat16":
             return lazy.map_blocks(decode, spec, dtype=np.float32)
         scales, step = self._zarr(spec.scale_name), self.manifest.rows_per_group
-        return lazy.map_blocks(_decode_int8, spec, scales, step, dtype=np.float32, meta=np.empty((0,) * lazy.ndim, "f4"))
+        return lazy.map_blocks(
+            _decode_int8, spec, scales, step, dtype=np.float32, meta=np.empty((0,) * lazy.ndim, "f4")
+        )
 
     def to_xarray(self) -> xr.Dataset:
         """Return the whole store as a lazy ``xarray.Dataset``, as ``xr.open_zarr`` does, encoded arrays decoded."""
@@ -253,7 +256,7 @@ def _decode_int8(
 
 @contextmanager
 def _fastest_pipeline(*, local: bool) -> Iterator[None]:
-    """Open arrays with the Rust codec pipeline where it is installed: for reading only, it does not write atomically."""
+    """Open arrays with the Rust codec pipeline where it is installed; only to read, it does not write atomically."""
     if local and importlib.util.find_spec("zarrs") is not None:
         with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
             yield
@@ -281,6 +284,7 @@ def open_store(cache: Location, dataset: str, name: str) -> FeatureStore:
         else:
             found = "it holds no feature store at all"
         raise StoreNotFoundError(
-            f"no features {name!r} of dataset {dataset!r} in cache {root.url!r}: {found}. 'embedcache extract' makes them."
+            f"no features {name!r} of dataset {dataset!r} in cache {root.url!r}: {found}. 'embedcache extract' "
+            "makes them."
         )
     return FeatureStore(place)

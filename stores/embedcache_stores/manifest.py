@@ -34,7 +34,7 @@ class StoreManifest:
     state: Literal["complete", "partial"]
     schema_version: int
     fingerprint: str
-    """Identity of a committed store: what was asked, and the content of the samples. Of a partial one: what was asked."""
+    """Identity: what was asked and the content of the samples; of a partial store: what was asked."""
     recipe: str
     """Hash of what was asked: the provenance."""
     provenance: Mapping[str, Any]
@@ -156,7 +156,7 @@ def peek_manifest(location: Location) -> StoreManifest:
 def read_progress(location: Location) -> tuple[Json | None, dict[int, Json], int]:
     """Read a progress record: header, the newest record of each row group, and how many of its lines are sound.
 
-    A line that a kill or a power cut tore ends what is sound; the row groups it and later lines named are written again.
+    A line that a kill or a power cut tore ends what is sound; row groups that it and later lines name are written anew.
     """
     lines: list[Any] = []
     for raw in open_place(location).lines(PROGRESS_LOG) or ():
@@ -230,8 +230,8 @@ def _manifest(
     version = recorded.get("schema_version")
     if version not in READABLE_VERSIONS:
         raise NotAStoreError(
-            f"store {place.url!r} has schema version {version!r}; this embedcache reads versions 1 to {SCHEMA_VERSION}. "
-            "Use the embedcache that wrote it, or extract again."
+            f"store {place.url!r} has schema version {version!r}; this embedcache reads versions 1 to "
+            f"{SCHEMA_VERSION}. Use the embedcache that wrote it, or extract again."
         )
     try:
         groups = -(-recorded["rows"] // recorded["rows_per_group"])
@@ -240,12 +240,12 @@ def _manifest(
             state=state,
             schema_version=version,
             fingerprint=recorded["fingerprint"],
-            recipe=recorded.get("recipe", recorded["fingerprint"]),
+            recipe=str(recorded.get("recipe") or recorded["fingerprint"]),
             provenance=recorded["provenance"],
             environment=recorded["environment"],
             rows=recorded["rows"],
             rows_per_group=recorded["rows_per_group"],
-            rows_per_chunk=recorded.get("rows_per_chunk", recorded["rows_per_group"]),
+            rows_per_chunk=int(recorded.get("rows_per_chunk") or recorded["rows_per_group"]),
             compression=recorded.get("compression", "none"),
             groups_done=groups if groups_done is None else groups_done,
             ids_digest=recorded["ids_digest"],
@@ -258,6 +258,6 @@ def _manifest(
         )
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise NotAStoreError(
-            f"the record of store {place.url!r} lacks {error} or holds something else there; it is damaged. Extract the "
-            "store again with --rebuild."
+            f"the record of store {place.url!r} lacks {error} or holds something else there; it is damaged. Extract "
+            "the store again with --rebuild."
         ) from error

@@ -38,7 +38,7 @@ class ObjectPlace(Place):
             bucket = f"{bucket}/{container}"
         if scheme not in SCHEMES or not bucket.strip("/"):
             raise StoreError(
-                f"{url!r} names no place for stores: use a local path, or one of s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, "
+                f"{url!r} names no place for stores: use a local path, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, "
                 "az://ACCOUNT/CONTAINER/PREFIX, memory://NAME."
             )
         self._store = _open_bucket(scheme, bucket)
@@ -216,7 +216,7 @@ def _open_bucket(scheme: str, bucket: str) -> Any:
         ) from error
     if scheme == "memory":
         return _memory(bucket)
-    plain = {"allow_http": True} if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else {}
+    plain: Any = {"allow_http": True} if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else {}
     retry: Any = {"max_retries": 5, "retry_timeout": _seconds(30)}
     return from_url(f"{scheme}://{bucket}", client_options=plain or None, retry_config=retry)
 

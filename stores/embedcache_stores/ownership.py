@@ -6,11 +6,12 @@ import datetime
 import os
 import re
 import socket
+from pathlib import Path
 
 from embedcache_stores.durable import explained_writes
 from embedcache_stores.errors import NotAStoreError
 from embedcache_stores.manifest import COMMIT_FILE, PROGRESS_LOG, is_header, peek_manifest, read_progress
-from embedcache_stores.place import LOCK_FILE, Lock, Location, Place, open_place
+from embedcache_stores.place import LOCK_FILE, Location, Lock, Place, open_place
 
 TRASH = ".trash"
 """Suffix of a store that is being removed."""
@@ -32,7 +33,9 @@ def refuse_foreign(place: Place) -> None:
     ours = b'{"schema_version"'
     start = place.read(PROGRESS_LOG)[: len(ours)] if place.is_local and place.exists(PROGRESS_LOG) else b""
     if not ours.startswith(start) or not _is_begun(place):
-        raise NotAStoreError(f"{place.url!r} exists and is not a feature store; move it away or choose another --cache.")
+        raise NotAStoreError(
+            f"{place.url!r} exists and is not a feature store; move it away or choose another --cache."
+        )
 
 
 def _is_begun(place: Place) -> bool:
@@ -71,7 +74,7 @@ def discard(location: Location) -> None:
             if place.is_local:
                 trash = f"{place.url}{TRASH}"
                 open_place(trash).remove_folder()
-                os.rename(place.url, trash)
+                Path(place).rename(trash)
                 open_place(trash).remove_folder()
             else:
                 place.remove(COMMIT_FILE)  # first, so that no reader meets a half-removed store

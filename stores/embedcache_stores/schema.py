@@ -135,6 +135,8 @@ class StoreSpec:
     rows_per_chunk: int | None = None
     """Fewer than ``rows_per_group`` makes each row group one shard of several chunks, for object stores."""
     compression: Compression = "none"
+    max_saturation: float = 0.0
+    """Share of a row group's values that may be cut to what their dtype holds."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Recorded but not part of the identity: device, library versions, batch size."""
     attrs: Mapping[str, Any] = field(default_factory=dict)
@@ -253,9 +255,7 @@ def rows_per_group_for(row_bytes: int, rows: int, *, target_bytes: int = 32 << 2
     return 1 << (int(wanted).bit_length() - 1)
 
 
-def level_arrays(
-    levels: Sequence[LevelSpec], dtype: str, encoding: Encoding | None = None
-) -> tuple[ArraySpec, ...]:
+def level_arrays(levels: Sequence[LevelSpec], dtype: str, encoding: Encoding | None = None) -> tuple[ArraySpec, ...]:
     """Array specs of feature maps, dims ``(sample, channel_i, y_i, x_i)`` on each level's native grid."""
     return tuple(
         ArraySpec(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
-from embedcache_stores.chunks import METADATA, ArrayFiles, chunk_key, column_files
+from embedcache_stores.chunks import METADATA, chunk_key, column_files
 from embedcache_stores.durable import explained_writes
-from embedcache_stores.encodings import decode, encode, max_abs
 from embedcache_stores.errors import FingerprintMismatchError, StoreError
+from embedcache_stores.group_writer import GroupWriter, from_json
 from embedcache_stores.manifest import (
     ATTRIBUTE,
     COMMIT_FILE,
@@ -41,72 +44,15 @@ from embedcache_stores.schema import (
 )
 
 
-class GroupWriter:
-    """Writes the large arrays of row groups, and nothing else; what it returns goes to :meth:`FeatureWriter.record`.
+@dataclass(frozen=True)
+class KeptGroup:
+    """A row group that is right but for some rows."""
 
-    This is the half of the writer that may run in many processes at once: each row group is files of its own, so
-    workers that write different groups never meet. It takes no lock; the :class:`FeatureWriter` that hands out the
-    groups holds it, and alone knows what counts as written.
-    """
-
-    def __init__(self, location: Location, spec: StoreSpec) -> None:
-        """Prepare to write into a store that a :class:`FeatureWriter` has begun; nothing is touched."""
-        self.place = open_place(location)
-        self.spec = spec
-        self._files = {a.name: ArrayFiles(a, spec) for a in spec.arrays}
-
-    def metadata(self) -> dict[str, bytes]:
-        """Return the Zarr metadata of each array, by its name on disk."""
-        return {files.spec.stored_name: files.metadata for files in self._files.values()}
-
-    def write(
-        self, group: int, arrays: Mapping[str, npt.NDArray[Any]], columns: Mapping[str, npt.NDArray[Any]]
-    ) -> Json:
-        """Write one whole row group's arrays; when this returns they are durable, but do not count yet.
-
-        Parameters
-        ----------
-        group
-            Index of the row group.
-        arrays
-            Every large array by name, each ``(rows of the group, *shape)``, in the dtype on disk, or float32 where
-            that is to be encoded.
-        columns
-            Every column by name, each ``(rows of the group, *shape)``.
-
-        Returns
-        -------
-        dict
-            The row group's line in the progress record, plain JSON.
-
-        Raises
-        ------
-        ValueError
-            If names, shapes or dtypes are not those of the spec.
-        StoreWriteError
-            If the file system refuses.
-        """
-        if not 0 <= group < self.spec.groups:
-            raise ValueError(f"group must be in 0..{self.spec.groups - 1}, got {group}")
-        rows = self.spec.group_rows(group)
-        _check(arrays, self.spec.arrays, rows)
-        _check(columns, self.spec.columns, rows)
-        record: Json = {
-            "group": group,
-            "columns": {c.name: _to_json(columns[c.name]) for c in self.spec.columns},
-        }
-        encoded = {a.name: encode(arrays[a.name], a) for a in self.spec.arrays}
-        record["max_abs"] = {a.name: max_abs(decode(encoded[a.name].data, a, encoded[a.name].scale)) for a in self.spec.arrays}
-        if saturated := {name: e.saturated for name, e in encoded.items() if e.saturated}:
-            record["saturated"] = saturated
-        if scales := {name: e.scale.tolist() for name, e in encoded.items() if e.scale is not None}:
-            record["scales"] = scales
-        with explained_writes(self.place.url):
-            for a in self.spec.arrays:
-                key, parts = self._files[a.name].of_group(group, encoded[a.name].data)
-                self.place.write(f"{a.stored_name}/{key}", *parts)
-                self.place.sync(a.stored_name)
-        return record
+    redo: tuple[int, ...]
+    """The rows that are not, counted within the group."""
+    arrays: dict[str, npt.NDArray[Any]]
+    """Every large array as on disk, ``(rows of the group, *shape)``; writable copies."""
+    columns: dict[str, npt.NDArray[Any]]
 
 
 class FeatureWriter:
@@ -165,13 +111,22 @@ class FeatureWriter:
         done = self.done
         return [g for g in range(self.spec.groups) if g not in done]
 
-    def kept(self, group: int) -> Json | None:
-        """Return what is known of a missing row group whose arrays are on disk and right but for a few rows.
+    def kept(self, group: int) -> KeptGroup | None:
+        """Return what is on disk of a missing row group that is right but for a few rows; None where nothing is.
 
-        See :func:`embedcache_stores.repair.reopen`, which leaves such groups. None where nothing is to be kept.
+        :func:`embedcache_stores.repair.reopen` leaves such groups.
         """
         record = self._records.get(group)
-        return None if record is None or is_done(record) else record
+        if record is None or is_done(record) or record.get("columns") is None:
+            return None
+        rows = self.spec.group_rows(group)
+        store, path = self.place.zarr_store()
+        arrays = {}
+        for a in self.spec.arrays:
+            array: Any = zarr.open_array(store, path=posixpath.join(path, a.stored_name), mode="r")
+            arrays[a.name] = np.asarray(array[rows])
+        columns = {c.name: from_json(record["columns"][c.name], c) for c in self.spec.columns}
+        return KeptGroup(tuple(record["redo"]), arrays, columns)
 
     def write_group(
         self, group: int, arrays: Mapping[str, npt.NDArray[Any]], columns: Mapping[str, npt.NDArray[Any]]
@@ -181,7 +136,7 @@ class FeatureWriter:
         self.record(self._groups.write(group, arrays, columns))
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Count a row group that a :class:`GroupWriter` has written, here or elsewhere; when this returns it is durable.
+        """Count a row group that a :class:`GroupWriter` has written, here or elsewhere; it is durable afterwards.
 
         Raises
         ------
@@ -300,7 +255,7 @@ class FeatureWriter:
 
     def _column(self, spec: ArraySpec) -> npt.NDArray[Any]:
         values = [v for g in range(self.spec.groups) for v in self._records[g]["columns"][spec.name]]
-        return _from_json(values, spec)
+        return from_json(values, spec)
 
     def _layout(self) -> Json:
         return {
@@ -380,23 +335,6 @@ def check_fingerprint(where: object, stored: Mapping[str, Any], asked: Mapping[s
     )
 
 
-def _check(given: Mapping[str, npt.NDArray[Any]], specs: Iterable[ArraySpec], rows: slice) -> None:
-    expected = {s.name: s for s in specs}
-    if set(given) != set(expected):
-        raise ValueError(f"expected arrays {sorted(expected)}, got {sorted(given)}")
-    for name, values in given.items():
-        spec = expected[name]
-        shape = (rows.stop - rows.start, *spec.shape)
-        if values.shape != shape:
-            raise ValueError(f"array {name!r} must have shape {shape}, got {values.shape}")
-        encodable = values.dtype == np.float32 and (spec.encoding is not None or spec.dtype == "float16")
-        if spec.dtype == STRING:
-            if any(not isinstance(v, str) for v in values.flat):
-                raise ValueError(f"array {name!r} must hold strings only")
-        elif values.dtype != np.dtype(spec.dtype) and not encodable:
-            raise ValueError(f"array {name!r} must have dtype {spec.dtype}, got {values.dtype}")
-
-
 def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode()
 
@@ -404,19 +342,6 @@ def _line(record: Mapping[str, Any]) -> bytes:
 def _header_field(found: Any, name: str) -> Any:
     value = getattr(found, name)
     return [a.to_json() for a in value] if name in {"arrays", "columns"} else value
-
-
-def _to_json(values: npt.NDArray[Any]) -> list[Any]:
-    if values.dtype.kind == "f" and np.isnan(values).any():  # NaN has no JSON form
-        values = np.where(np.isnan(values), None, values.astype(object))
-    out: list[Any] = values.tolist()
-    return out
-
-
-def _from_json(values: Sequence[Any], spec: ArraySpec) -> npt.NDArray[Any]:
-    if spec.dtype == STRING:
-        return np.array(values, dtype=object)
-    return np.array(values, dtype=spec.dtype).reshape(len(values), *spec.shape)  # None becomes NaN
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,107 @@
+"""What an extraction's store holds: arrays, columns, chunks, and the attributes that other tools look for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from embedcache.backbones._spec import BackboneSpec
+from embedcache_stores.encodings import DTYPES
+from embedcache_stores.schema import CONTENT, STRING, ArraySpec, level_arrays, rows_per_group_for
+
+What = Literal["pooled", "maps", "both"]
+
+
+def rows_of(row_bytes: int, rows: int, *, local: bool) -> tuple[int, int | None]:
+    """Choose rows per row group and per chunk: one chunk a group on a disk, a shard of several in a bucket."""
+    if local:
+        group = rows_per_group_for(row_bytes, rows)
+        return group, None
+    group = rows_per_group_for(row_bytes, rows, target_bytes=128 << 20, most=8192)
+    return group, min(group, rows_per_group_for(row_bytes, rows, target_bytes=16 << 20))
+
+
+def arrays_of(
+    spec: BackboneSpec, what: What, levels: Sequence[Any], dtype: str, task: str, input_size: int
+) -> tuple[ArraySpec, ...]:
+    """Return the large arrays: pooled vectors, feature maps, masks."""
+    on_disk, encoding = DTYPES[dtype]
+    arrays: list[ArraySpec] = []
+    if what in {"pooled", "both"}:
+        arrays += [
+            ArraySpec(
+                name=f"pooled_{kind}",
+                dims=("channel",),
+                shape=(spec.pooled_channels,),
+                dtype=on_disk,
+                encoding=encoding,
+                attrs={"long_name": f"{kind} vector of the last level"},
+            )
+            for kind in spec.pooled
+        ]
+    if what in {"maps", "both"}:
+        arrays += level_arrays(levels, on_disk, encoding)
+    if task == "segmentation":
+        arrays.append(
+            ArraySpec(
+                name="mask",
+                dims=("y", "x"),
+                shape=(input_size, input_size),
+                dtype="int16",
+                attrs={"long_name": "class of each pixel, resized to the input by the nearest pixel"},
+            )
+        )
+    return tuple(arrays)
+
+
+def columns_of(
+    task: str, class_names: Sequence[str], num_classes: int, *, time: bool, location: bool
+) -> tuple[ArraySpec, ...]:
+    """Return the small per-sample columns."""
+    columns = [
+        ArraySpec(name="split", dtype=STRING, attrs={"long_name": "train, val, test, or skipped"}),
+        ArraySpec(name=CONTENT, dtype=STRING, attrs={"long_name": "BLAKE2b-128 of the sample's files"}),
+        ArraySpec(name="problem", dtype=STRING, attrs={"long_name": "why a row was skipped; empty for the others"}),
+    ]
+    meanings = " ".join(n.replace(" ", "_") for n in class_names)
+    if task == "classification":
+        attrs = {"long_name": "class", "flag_values": list(range(num_classes)), "flag_meanings": meanings}
+        columns.append(ArraySpec(name="label", dtype="int64", attrs=attrs))
+    elif task == "multilabel":
+        attrs = {"long_name": "1 where the class is present", "flag_meanings": meanings}
+        columns.append(ArraySpec(name="label", dims=("class",), shape=(num_classes,), dtype="uint8", attrs=attrs))
+    if location:
+        columns += [
+            ArraySpec(name="lat", dtype="float64", attrs={"standard_name": "latitude", "units": "degrees_north"}),
+            ArraySpec(name="lon", dtype="float64", attrs={"standard_name": "longitude", "units": "degrees_east"}),
+        ]
+    if time:
+        attrs = {"standard_name": "time", "units": "seconds since 1970-01-01", "calendar": "standard"}
+        columns.append(ArraySpec(name="time", dtype="float64", attrs=attrs))
+    return tuple(columns)
+
+
+def geoemb_attributes(
+    spec: BackboneSpec, dataset: str, arrays: Sequence[ArraySpec], dtype: str, input_size: int
+) -> dict[str, Any]:
+    """Attributes of the geo-embeddings Zarr convention (version 1, a proposal); none for stores without pooled vectors.
+
+    The convention wants references for model and source data; a dataset of one's own has no address, so it gets a URN.
+    """
+    pooled = [a for a in arrays if a.name.startswith("pooled_")]
+    if not pooled:
+        return {}
+    out: dict[str, Any] = {
+        "zarr_conventions": [{"name": "geoemb:", "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c"}],
+        "geoemb:type": "chip",
+        "geoemb:dimensions": pooled[0].shape[0],
+        "geoemb:model": f"https://huggingface.co/{spec.hub.repo}"
+        if spec.hub
+        else f"urn:embedcache:backbone:{spec.name}",
+        "geoemb:source_data": f"urn:embedcache:dataset:{dataset}",
+        "geoemb:data_type": dtype,
+        "geoemb:chip_layout": {"layout_type": "irregular", "chip_size": [input_size, input_size]},
+    }
+    if dtype == "int8":
+        out["geoemb:quantization"] = {"method": "linear", "original_dtype": "float32", "quantized_dtype": "int8"}
+    return out
