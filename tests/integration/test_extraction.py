@@ -190,7 +190,9 @@ def test_features_that_overflow_float16_are_refused_with_the_way_out(chips: Path
         k: v * (1e6 if k == "blocks.11.mlp.layers.1.weight" else 1) for k, v in hiera().module.state_dict().items()
     }
     torch.save(state, tmp_path / "huge.pt")
-    with pytest.raises(FeatureError, match=r"level_3.*forest.*float16.*--dtype bfloat16 or float32|pooled_mean.*float32"):
+    with pytest.raises(
+        FeatureError, match=r"level_3.*forest.*float16.*--dtype bfloat16 or float32|pooled_mean.*float32"
+    ):
         extract(plan(chips, tmp_path / "c", weights=str(tmp_path / "huge.pt")))
     stored = FeatureStore(extract(plan(chips, tmp_path / "c32", weights=str(tmp_path / "huge.pt"), dtype="float32")))
     assert np.abs(stored.array("level_3")[:]).max() > 65504

@@ -1,4 +1,4 @@
-"""Images that change after they were encoded: only their batches are encoded again, and nothing tells the store from new."""
+"""Images that change after they were encoded: only their batches are encoded again, and the bytes are those of new."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class TestIndex:
     """Hashes are remembered only where no change can have gone unseen."""
 
     def settled(self, path: Path) -> Path:
-        """Make a file that changed long ago, as far as its times tell; the change time cannot be set, so the clock is."""
+        """Make a file; that it changed long ago is said by the clock, since no change time can be set."""
         path.write_bytes(b"content")
         return path
 
