@@ -10,8 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ from embedcache_stores.schema import ArraySpec
 _MAPS_AT_ONCE = 8192
 _SMALL_ROW = 32768
 """Bytes of a row below which one numpy call a chunk beats one a row."""
-_THREAD_BYTES = 4 << 20
-"""Bytes of a batch from which a second thread pays."""
 
 
 class DirectReader:
@@ -66,7 +62,7 @@ class DirectReader:
                 self._maps.popitem(last=False)
         return found
 
-    def read_into(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any], threads: int = 1) -> None:
+    def read_into(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
         """Copy rows, in the order asked, into ``out``.
 
         Parameters
@@ -75,18 +71,7 @@ class DirectReader:
             ``(n,)`` int64, each in ``0..rows-1`` (the caller has checked); may repeat.
         out
             ``(n, *shape)`` in the dtype on disk; a slice of channels of a wider buffer will do.
-        threads
-            At most so many share the copying of a large batch.
         """
-        if threads > 1 and out.nbytes > _THREAD_BYTES and len(rows) > 1:
-            cuts = np.linspace(0, len(rows), threads + 1).astype(int)
-            with ThreadPoolExecutor(threads) as pool:
-                parts = [slice(a, b) for a, b in pairwise(cuts.tolist())]
-                list(pool.map(lambda part: self._copy(rows[part], out[part]), parts))
-            return
-        self._copy(rows, out)
-
-    def _copy(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
         if not len(rows):
             return
         groups, inside = np.divmod(rows, self.rows_per_group)

@@ -150,14 +150,12 @@ class FeatureStore:
         self.read_stored_into(name, rows, out)
         return decode(out, spec, self.scale(name, rows))
 
-    def read_stored_into(
-        self, name: str, rows: npt.NDArray[np.integer[Any]], out: npt.NDArray[Any], threads: int = 1
-    ) -> None:
+    def read_stored_into(self, name: str, rows: npt.NDArray[np.integer[Any]], out: npt.NDArray[Any]) -> None:
         """Copy chosen rows as they lie on disk into a buffer ``(len(rows), *shape)``; see :meth:`read`."""
         rows = self._checked(rows)
         reader = self.direct(name)
         if reader is not None:
-            reader.read_into(rows, out, threads)
+            reader.read_into(rows, out)
             return
         array = self.array(name)
         step = self.manifest.rows_per_chunk
