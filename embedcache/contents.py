@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from embedcache.datasets._spec import SampleSource
 from embedcache_stores.feature_store import FeatureStore
 from embedcache_stores.manifest import StoreManifest, read_progress
 from embedcache_stores.place import LocalPlace, Place
-from embedcache_stores.schema import CONTENT
+from embedcache_stores.schema import CONTENT, ids_digest
 
 INDEX_FILE = "contents.json"
 _SETTLED_NS = 2_000_000_000
@@ -93,3 +94,79 @@ def stale_rows(
 ) -> tuple[int, ...]:
     """Rows whose files are not those that the features were made from, in order."""
     return tuple(row for row, was in sorted(recorded.items()) if index.hash_of(source.files(indices[row])) != was)
+
+
+@dataclass(frozen=True)
+class StaleRow:
+    """One stored row that is not what the dataset holds now."""
+
+    row: int
+    sample_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """One store against its dataset."""
+
+    name: str
+    state: str
+    rows: int
+    rows_done: int
+    stale: tuple[StaleRow, ...]
+    notes: tuple[str, ...]
+    """What concerns the store as a whole."""
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        done = f"{self.rows} rows" if self.state == "complete" else f"{self.rows_done} of {self.rows} rows"
+        stale = f"{len(self.stale)} stale" if self.stale else "none stale" if not self.notes else "out of date"
+        return f"{self.state}, {done}, {stale}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {**asdict(self), "stale": [asdict(row) for row in self.stale], "notes": list(self.notes)}
+
+
+def status_of(found: StoreManifest, source: SampleSource, index: ContentIndex) -> StoreStatus:
+    """Compare one store with the dataset as it is now."""
+    recorded = recorded_contents(found)
+    notes = []
+    if not recorded and found.groups_done:
+        notes.append("it records no content hashes (an older embedcache wrote it): changed images cannot be noticed")
+    at = {sample_id: i for i, sample_id in enumerate(source.sample_ids)}
+    ids = _ids_of(found, source)
+    if ids is None:
+        notes.append("the dataset's samples are not those that it was begun with")
+        ids = []
+    stale = []
+    for row, was in sorted(recorded.items()):
+        if row >= len(ids):
+            break
+        if ids[row] not in at:
+            stale.append(StaleRow(row, ids[row], "the sample is not in the dataset any more"))
+            continue
+        files = source.files(at[ids[row]])
+        if index.hash_of(files) != was:
+            gone = [f.name for f in files if not f.exists()]
+            stale.append(StaleRow(row, ids[row], f"{gone[0]} is gone" if gone else "the image changed"))
+    here = [at[i] for i in ids if i in at]
+    if len(here) == len(ids) > 0:
+        now, then = source.revision(here), found.provenance.get("dataset", {})
+        notes += [f"the dataset's {k} changed; extract again with --rebuild" for k in now if now[k] != then.get(k)]
+    new = len(at) - len(here)
+    if new and found.rows + new == len(at) and ids:
+        notes.append(f"the dataset has {new} samples that it lacks (new, or left out with --limit)")
+    done = found.rows if found.state == "complete" else len(recorded)
+    return StoreStatus(found.name, found.state, found.rows, done, tuple(stale), tuple(notes))
+
+
+def _ids_of(found: StoreManifest, source: SampleSource) -> list[str] | None:
+    """Sample ids of a store's rows; a partial store records their digest only, so they are worked out and compared."""
+    if found.state == "complete":
+        return [str(i) for i in FeatureStore(found.place).sample_ids]
+    if found.rows > len(source.sample_ids):
+        return None
+    ids = [source.sample_ids[i * len(source.sample_ids) // found.rows] for i in range(found.rows)]
+    return ids if ids_digest(ids) == found.ids_digest else None

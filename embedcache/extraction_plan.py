@@ -19,7 +19,8 @@ from embedcache.datasets._spec import SampleSource
 from embedcache.device import choose_device, gflop_per_second
 from embedcache.errors import DatasetError, SettingError
 from embedcache.preprocessing import Preprocessing, plan_preprocessing
-from embedcache.store_layout import What, arrays_of, columns_of, geoemb_attributes, rows_of
+from embedcache.store_layout import What, arrays_of, columns_of, geoemb_attributes
+from embedcache_stores.chunks import layout_for
 from embedcache_stores.errors import NotAStoreError, StoreNotFoundError
 from embedcache_stores.manifest import SUFFIX, StoreManifest, peek_manifest
 from embedcache_stores.place import LOCK_FILE, Location, Place, open_place
@@ -160,7 +161,7 @@ def plan_extraction(
     found = None if options.rebuild else there
     device = choose_device(options.device)
     precision = _precision(options.precision, found, device)
-    rows_per_group, rows_per_chunk = rows_of(sum(a.row_bytes for a in arrays), len(indices), local=place.is_local)
+    rows_per_group, rows_per_chunk = layout_for(sum(a.row_bytes for a in arrays), len(indices), local=place.is_local)
     batch_size = min(_batch_size(options.batch_size, found, device, input_size), rows_per_group)
     use_time = options.coords and spec.uses_coords and info.has_time
     use_location = options.coords and spec.uses_coords and info.has_location

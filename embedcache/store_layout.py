@@ -7,18 +7,9 @@ from typing import Any, Literal
 
 from embedcache.backbones._spec import BackboneSpec
 from embedcache_stores.encodings import DTYPES
-from embedcache_stores.schema import CONTENT, STRING, ArraySpec, level_arrays, rows_per_group_for
+from embedcache_stores.schema import CONTENT, STRING, ArraySpec, level_arrays
 
 What = Literal["pooled", "maps", "both"]
-
-
-def rows_of(row_bytes: int, rows: int, *, local: bool) -> tuple[int, int | None]:
-    """Choose rows per row group and per chunk: one chunk a group on a disk, a shard of several in a bucket."""
-    if local:
-        group = rows_per_group_for(row_bytes, rows)
-        return group, None
-    group = rows_per_group_for(row_bytes, rows, target_bytes=128 << 20, most=8192)
-    return group, min(group, rows_per_group_for(row_bytes, rows, target_bytes=16 << 20))
 
 
 def arrays_of(

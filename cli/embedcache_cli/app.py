@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from embedcache_cli import demo, extract, inspect, report, train_head
+from embedcache_cli import demo, extract, housekeeping, inspect, report, status, train_head, verify
 from embedcache_cli.console import run
 
 app = typer.Typer(
@@ -24,6 +24,11 @@ app.command("train-head")(train_head.train_head)
 app.command("report")(report.report)
 app.command("ls")(inspect.ls)
 app.command("info")(inspect.info)
+app.command("status")(status.status)
+app.command("verify")(verify.verify)
+app.command("rm")(housekeeping.rm)
+app.command("gc")(housekeeping.gc)
+app.command("cp")(housekeeping.cp)
 app.command("backbones")(inspect.backbones)
 
 

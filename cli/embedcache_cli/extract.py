@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedcache_cli.console import human_bytes, human_seconds, print_json, say, tell
-from embedcache_cli.options import Cache, DataRoot, Dataset, Device, Json
+from embedcache_cli.options import Cache, Codec, DataRoot, Dataset, Device, Json
 
 if TYPE_CHECKING:
     from embedcache.extraction_plan import ExtractionPlan
@@ -29,14 +29,6 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
     float32 = "float32"
     int8 = "int8"
-
-
-class Codec(StrEnum):
-    """Compression of stored features."""
-
-    none = "none"
-    lz4 = "lz4"
-    zstd = "zstd"
 
 
 class What(StrEnum):
@@ -185,7 +177,12 @@ def run_plan(plan: ExtractionPlan) -> dict[str, Any]:
         tell(f"{name}: the data lack {', '.join(facts['absent_bands'])}; the backbone runs without")
     if plan.rows_done:
         tell(f"{name}: continuing after {plan.rows_done} of {plan.spec.rows} rows")
-    tell(f"{name}: loading {plan.backbone.name} ({plan.backbone.parameters_m:g} M parameters, {plan.weights.source})")
+    if plan.rows_done == plan.spec.rows:
+        tell(f"{name}: every row is there; writing the commit record")
+    else:
+        tell(
+            f"{name}: loading {plan.backbone.name} ({plan.backbone.parameters_m:g} M parameters, {plan.weights.source})"
+        )
     with ExtractionBar(name) as bar:
         run(plan, on_progress=bar.update)
     last = bar.last

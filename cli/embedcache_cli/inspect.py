@@ -42,11 +42,10 @@ def info(
     json: Json = False,
 ) -> None:
     """Show everything recorded about one store: contents, provenance, environment, skipped images."""
-    from embedcache_stores.manifest import SUFFIX, peek_manifest
-    from embedcache_stores.place import open_place
+    from embedcache_cli.stores import find_named
+    from embedcache_stores.manifest import peek_manifest
 
-    named = open_place(cache).child(f"{store}{SUFFIX}")
-    path = named if named.found() else open_place(store)
+    path = find_named([store], cache)[0]
     manifest = peek_manifest(path)
     facts = _facts(manifest) | {
         "fingerprint": manifest.fingerprint,

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Codec(StrEnum):
+    """Compression of stored features."""
+
+    none = "none"
+    lz4 = "lz4"
+    zstd = "zstd"
+
 
 Cache = Annotated[
     str,

@@ -16,11 +16,12 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from embedcache_stores.schema import SAMPLE_DIM, STRING, ArraySpec, StoreSpec
+from embedcache_stores.schema import SAMPLE_DIM, STRING, ArraySpec, StoreSpec, rows_per_group_for
 
 METADATA = "zarr.json"
 CRC_BYTES = 4
 _COLUMN_CHUNK = 65536
+_SHARD_BYTES, _SHARD_CHUNK_BYTES = 128 << 20, 16 << 20
 _ZARR: Any = {"write_empty_chunks": True}
 """zarr leaves out chunks that hold the fill value only (a mask of background, say); we want every chunk on disk, so
 that one that is missing is known to be lost."""
@@ -78,6 +79,14 @@ class ArrayFiles:
         start = group * self._rows_per_group
         self._array[start : start + len(data)] = data
         return key, (self._memory.pop(key).to_bytes(),)
+
+
+def layout_for(row_bytes: int, rows: int, *, local: bool) -> tuple[int, int | None]:
+    """Rows per row group and per chunk: on a disk a group is one chunk, in a bucket a shard of several chunks."""
+    if local:
+        return rows_per_group_for(row_bytes, rows), None
+    group = rows_per_group_for(row_bytes, rows, target_bytes=_SHARD_BYTES, most=8192)
+    return group, min(group, rows_per_group_for(row_bytes, rows, target_bytes=_SHARD_CHUNK_BYTES))
 
 
 def column_files(spec: ArraySpec, values: npt.NDArray[Any], leading: str = SAMPLE_DIM) -> dict[str, bytes]:

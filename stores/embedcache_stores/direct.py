@@ -102,16 +102,11 @@ class DirectReader:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
-            raise DamagedStoreError(
-                f"the file {str(path)!r} is lost ({rows}); 'embedcache verify --repair' lets extract refill it."
-            ) from error
+            raise DamagedStoreError(str(path), rows, "is lost") from error
         try:
             size = os.fstat(descriptor).st_size
             if size != need + CRC_BYTES:
-                raise DamagedStoreError(
-                    f"the file {str(path)!r} has {size} bytes instead of {need + CRC_BYTES} ({rows}); 'embedcache "
-                    "verify --repair' lets extract refill it."
-                )
+                raise DamagedStoreError(str(path), rows, f"has {size} bytes instead of {need + CRC_BYTES}")
             shape = (self.rows_per_group, *self.spec.shape)
             if need == 0:
                 return np.empty(shape, self.dtype)
@@ -120,8 +115,5 @@ class DirectReader:
             os.close(descriptor)
         raw = np.frombuffer(mapped, dtype=np.uint8)
         if self._check and crc32c(raw[:need]) != raw[need:].tobytes():
-            raise DamagedStoreError(
-                f"the file {str(path)!r} is not what was written, its checksum is wrong ({rows}); 'embedcache verify "
-                "--repair' lets extract refill it."
-            )
+            raise DamagedStoreError(str(path), rows, "is not what was written: its checksum is wrong")
         return raw[:need].view(self.dtype).reshape(shape)

@@ -43,20 +43,22 @@ class Encoded:
     """Values beyond the dtype's range that were cut to its largest."""
 
 
-def encode(values: npt.NDArray[Any], spec: ArraySpec) -> Encoded:
+def encode(values: npt.NDArray[Any] | Encoded, spec: ArraySpec) -> Encoded:
     """Encode one row group of an array.
 
     Parameters
     ----------
     values
         ``(rows, *shape)``, already in the dtype on disk, or float32 to be converted. int8 wants float32 of the whole
-        row group.
+        row group. What is :class:`Encoded` already is returned as it is.
 
     Raises
     ------
     ValueError
         If the dtype is neither.
     """
+    if isinstance(values, Encoded):
+        return values
     if spec.encoding == "int8":
         if values.dtype != np.float32:
             raise ValueError(f"array {spec.name!r} must have dtype float32 to be stored as int8, got {values.dtype}")

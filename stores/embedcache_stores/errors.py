@@ -36,7 +36,19 @@ class NotAStoreError(StoreError, ValueError):
 
 
 class DamagedStoreError(StoreError, ValueError):
-    """A committed store is not what was written: a file is lost, cut short, or its checksum is wrong."""
+    """A committed store is not what was written: a file is lost, cut short, or its checksum is wrong.
+
+    Attributes
+    ----------
+    problem : str
+        What is wrong, in a few words.
+    """
+
+    def __init__(self, file: str, rows: str, problem: str) -> None:
+        super().__init__(
+            f"{file!r}{f' ({rows})' if rows else ''} {problem}; 'embedcache verify --repair' lets extract make it anew."
+        )
+        self.problem = problem
 
 
 class IncompleteStoreError(StoreError):

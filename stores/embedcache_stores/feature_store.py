@@ -233,15 +233,11 @@ class FeatureStore:
         key = spec.stored_name if group is None else f"{spec.stored_name}/{chunk_key(group, 1 + len(spec.shape))}"
         where = self.place.child(key).url
         if group is not None and not self.place.exists(key):  # zarr takes it for a chunk of zeros
-            raise DamagedStoreError(
-                f"the file {where!r} is lost (of {name!r}); 'embedcache verify --repair' lets extract refill it."
-            )
+            raise DamagedStoreError(where, f"of {name!r}", "is lost")
         try:
             yield
         except (ValueError, RuntimeError, FileNotFoundError) as error:
-            raise DamagedStoreError(
-                f"{where!r} cannot be read ({error}); 'embedcache verify --repair' lets extract refill it."
-            ) from error
+            raise DamagedStoreError(where, "", f"cannot be read ({error})") from error
 
 
 def _decode_int8(

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache_stores.chunks import ArrayFiles
+from embedcache_stores.chunks import ArrayFiles, crc32c
 from embedcache_stores.durable import explained_writes
-from embedcache_stores.encodings import decode, encode, max_abs
+from embedcache_stores.encodings import Encoded, decode, encode, max_abs
 from embedcache_stores.errors import SaturatedError
 from embedcache_stores.place import Location, open_place
 from embedcache_stores.schema import STRING, ArraySpec, Json, StoreSpec
@@ -35,7 +35,10 @@ class GroupWriter:
         return {files.spec.stored_name: files.metadata for files in self._files.values()}
 
     def write(
-        self, group: int, arrays: Mapping[str, npt.NDArray[Any]], columns: Mapping[str, npt.NDArray[Any]]
+        self,
+        group: int,
+        arrays: Mapping[str, npt.NDArray[Any] | Encoded],
+        columns: Mapping[str, npt.NDArray[Any]],
     ) -> Json:
         """Write one whole row group's arrays; when this returns they are durable, but do not count yet.
 
@@ -45,7 +48,7 @@ class GroupWriter:
             Index of the row group.
         arrays
             Every large array by name, each ``(rows of the group, *shape)``, in the dtype on disk, or float32 where
-            that is to be encoded.
+            that is to be encoded, or encoded already.
         columns
             Every column by name, each ``(rows of the group, *shape)``.
 
@@ -66,11 +69,12 @@ class GroupWriter:
         if not 0 <= group < self.spec.groups:
             raise ValueError(f"group must be in 0..{self.spec.groups - 1}, got {group}")
         rows = self.spec.group_rows(group)
-        _check(arrays, self.spec.arrays, rows)
+        given = {name: a.data if isinstance(a, Encoded) else a for name, a in arrays.items()}
+        _check(given, self.spec.arrays, rows)
         _check(columns, self.spec.columns, rows)
         record: Json = {
             "group": group,
-            "columns": {c.name: _to_json(columns[c.name]) for c in self.spec.columns},
+            "columns": {c.name: to_json(columns[c.name]) for c in self.spec.columns},
         }
         encoded = {a.name: encode(arrays[a.name], a) for a in self.spec.arrays}
         record["max_abs"] = {
@@ -88,9 +92,12 @@ class GroupWriter:
             record["saturated"] = saturated
         if scales := {name: e.scale.tolist() for name, e in encoded.items() if e.scale is not None}:
             record["scales"] = scales
+        record["crc32c"] = {}
         with explained_writes(self.place.url):
             for a in self.spec.arrays:
                 key, parts = self._files[a.name].of_group(group, encoded[a.name].data)
+                # A plain file ends with the checksum of its rows; of others, the whole file's is recorded.
+                record["crc32c"][a.name] = (parts[-1] if len(parts) > 1 else crc32c(*parts)).hex()
                 self.place.write(f"{a.stored_name}/{key}", *parts)
                 self.place.sync(a.stored_name)
         return record
@@ -113,7 +120,8 @@ def _check(given: Mapping[str, npt.NDArray[Any]], specs: Iterable[ArraySpec], ro
             raise ValueError(f"array {name!r} must have dtype {spec.dtype}, got {values.dtype}")
 
 
-def _to_json(values: npt.NDArray[Any]) -> list[Any]:
+def to_json(values: npt.NDArray[Any]) -> list[Any]:
+    """Return a column's values as JSON knows them: NaN becomes None."""
     if values.dtype.kind == "f" and np.isnan(values).any():  # NaN has no JSON form
         plain = values.astype(object)
         plain[np.isnan(values)] = None

@@ -172,6 +172,24 @@ def read_progress(location: Location) -> tuple[Json | None, dict[int, Json], int
     return lines[0], {record["group"]: record for record in lines[1:]}, len(lines)
 
 
+def read_groups(location: Location) -> tuple[Json, dict[int, Json]]:
+    """Read the record of a committed store's row groups: header, and a record for each.
+
+    Raises
+    ------
+    NotAStoreError
+        If it is lost or unreadable.
+    """
+    place = open_place(location)
+    try:
+        lines = [json.loads(line) for line in place.read(GROUPS_FILE).splitlines()]
+        if not is_header(lines[0]):
+            raise NotAStoreError(f"{place.child(GROUPS_FILE).url!r} has no header.")
+        return lines[0], {int(record["group"]): record for record in lines[1:]}
+    except (FileNotFoundError, ValueError, IndexError, KeyError, TypeError) as error:
+        raise NotAStoreError(f"{place.child(GROUPS_FILE).url!r} is lost or unreadable ({error}).") from error
+
+
 def is_header(line: object) -> bool:
     """Whether the first line of a progress record is one that our writer wrote."""
     return isinstance(line, dict) and "schema_version" in line

@@ -165,6 +165,13 @@ class ObjectPlace(Place):
                     raise StoreLockedError(f"store {self.url!r} was just taken by another writer.") from late
         return _ObjectLock(self, raw)
 
+    def is_locked(self) -> bool:
+        """Whether there is a lock of a process that may be alive."""
+        try:
+            return _alive(json.loads(self.read(LOCK_FILE)))
+        except FileNotFoundError:
+            return False
+
     def zarr_store(self) -> tuple[Any, str]:
         """Return the bucket as zarr's object store, with the prefix."""
         from zarr.storage import ObjectStore

@@ -123,6 +123,10 @@ class Place(ABC):
         """
 
     @abstractmethod
+    def is_locked(self) -> bool:
+        """Whether a living process holds the writer's lock; nothing is changed by asking."""
+
+    @abstractmethod
     def zarr_store(self) -> tuple[Any, str]:
         """Return what zarr needs to open this place for reading: a store, and a path in it."""
 
@@ -264,6 +268,17 @@ class LocalPlace(Place):
         file.write(owner)
         file.flush()
         return file
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the kernel's lock."""
+        try:
+            with (self.path / LOCK_FILE).open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def zarr_store(self) -> tuple[Any, str]:
         """Return a local store rooted at the folder."""

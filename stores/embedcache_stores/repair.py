@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
+from embedcache_stores.chunks import chunk_key
 from embedcache_stores.durable import explained_writes
-from embedcache_stores.errors import DamagedStoreError, StoreError
-from embedcache_stores.manifest import COMMIT_FILE, GROUPS_FILE, PROGRESS_LOG, is_header, read_progress
+from embedcache_stores.encodings import decode, max_abs
+from embedcache_stores.errors import NotAStoreError, StoreError
+from embedcache_stores.feature_store import FeatureStore
+from embedcache_stores.group_writer import to_json
+from embedcache_stores.manifest import (
+    ATTRIBUTE,
+    COMMIT_FILE,
+    GROUPS_FILE,
+    PROGRESS_LOG,
+    is_header,
+    read_groups,
+    read_progress,
+)
 from embedcache_stores.ownership import acquire
 from embedcache_stores.place import Location, Place, open_place
 from embedcache_stores.schema import Json
+from embedcache_stores.verify import file_checksum
 
 
 def reopen(location: Location, *, drop: Iterable[int] = (), redo: Mapping[int, Iterable[int]] | None = None) -> None:
@@ -33,14 +49,14 @@ def reopen(location: Location, *, drop: Iterable[int] = (), redo: Mapping[int, I
     ------
     StoreLockedError
         If a process is writing the store.
-    DamagedStoreError
-        If the record of its row groups is lost too.
+    StoreError
+        If the record of its row groups is lost, and so are the columns that it could be made from.
     """
     place = open_place(location)
     with explained_writes(place.url):
         lock = acquire(place)
         try:
-            header, records = _recorded(place)
+            header, records = _recorded(place, set(drop))
             if any(a.get("encoding") == "int8" for a in header["arrays"]):
                 drop = {*drop, *(redo or {})}
             gone = set(drop)
@@ -57,22 +73,47 @@ def reopen(location: Location, *, drop: Iterable[int] = (), redo: Mapping[int, I
             lock.close()
 
 
-def _recorded(place: Place) -> tuple[Json, dict[int, Json]]:
+def _recorded(place: Place, without: set[int]) -> tuple[Json, dict[int, Json]]:
     """Return the header and the newest record of each row group, of a store in either state."""
-    if place.exists(COMMIT_FILE) or not is_header(read_progress(place)[0]):
-        try:
-            lines = [json.loads(line) for line in place.read(GROUPS_FILE).splitlines()]
-        except (FileNotFoundError, ValueError) as error:
-            raise DamagedStoreError(
-                f"store {place.url!r} cannot be repaired: its {GROUPS_FILE} is lost or unreadable ({error}), or an "
-                "older embedcache wrote it. Extract it again with --rebuild."
-            ) from error
-        if not lines or not is_header(lines[0]):
-            raise DamagedStoreError(f"store {place.url!r} cannot be repaired: its {GROUPS_FILE} has no header.")
-        return lines[0], {record["group"]: record for record in lines[1:]}
-    header, records, _ = read_progress(place)
-    if header is None:
-        raise StoreError(f"store {place.url!r} has no progress record.")
+    if not place.exists(COMMIT_FILE):
+        header, records, _ = read_progress(place)
+        if header is not None and is_header(header):
+            return header, records
+    with contextlib.suppress(NotAStoreError):  # lost: it can be made from the store itself
+        return read_groups(place)
+    try:
+        return _rebuilt(FeatureStore(place), without)
+    except (StoreError, NotAStoreError, KeyError) as error:
+        raise StoreError(
+            f"store {place.url!r} cannot be repaired, too much of it is lost: its {GROUPS_FILE}, and {error} Extract "
+            "it again with --rebuild."
+        ) from error
+
+
+def _rebuilt(store: FeatureStore, without: set[int]) -> tuple[Json, dict[int, Json]]:
+    """Make the records of row groups from what is stored; groups that will be dropped are not read."""
+    root = json.loads(store.place.read(COMMIT_FILE))
+    header = dict(root["attributes"][ATTRIBUTE])
+    columns = {c.name: store.column(c.name) for c in store.manifest.columns}
+    records: dict[int, Json] = {}
+    for group in set(range(store.manifest.groups)) - without:
+        rows = store.manifest.group_rows(group)
+        record: Json = {
+            "group": group,
+            "columns": {name: to_json(values[rows]) for name, values in columns.items()},
+            "max_abs": {},
+            "crc32c": {},
+        }
+        for spec in store.manifest.arrays:
+            raw = np.empty((rows.stop - rows.start, *spec.shape), dtype=spec.dtype)
+            store.read_stored_into(spec.name, np.arange(rows.start, rows.stop), raw)
+            key = f"{spec.stored_name}/{chunk_key(group, 1 + len(spec.shape))}"
+            record["crc32c"][spec.name] = file_checksum(store.place, key, plain=store.manifest.plain)
+            scale = store.scales(spec.name)[group] if spec.encoding == "int8" else None
+            record["max_abs"][spec.name] = max_abs(decode(raw, spec, scale))
+            if scale is not None:
+                record.setdefault("scales", {})[spec.name] = scale.tolist()
+        records[group] = record
     return header, records
 
 

@@ -16,6 +16,7 @@ import zarr
 
 from embedcache_stores.chunks import METADATA, chunk_key, column_files
 from embedcache_stores.durable import explained_writes
+from embedcache_stores.encodings import Encoded
 from embedcache_stores.errors import FingerprintMismatchError, StoreError
 from embedcache_stores.group_writer import GroupWriter, from_json
 from embedcache_stores.manifest import (
@@ -129,7 +130,10 @@ class FeatureWriter:
         return KeptGroup(tuple(record["redo"]), arrays, columns)
 
     def write_group(
-        self, group: int, arrays: Mapping[str, npt.NDArray[Any]], columns: Mapping[str, npt.NDArray[Any]]
+        self,
+        group: int,
+        arrays: Mapping[str, npt.NDArray[Any] | Encoded],
+        columns: Mapping[str, npt.NDArray[Any]],
     ) -> None:
         """Write one whole row group; when this returns it is durable. Parameters as :meth:`GroupWriter.write`'s."""
         self._refuse_committed()
@@ -239,11 +243,21 @@ class FeatureWriter:
 
     def _continue(self) -> None:
         _, self._records, self._lines = read_progress(self.place)
+        for name, raw in self._groups.metadata().items():
+            if not self._holds(f"{name}/{METADATA}", raw):  # lost, and the store was reopened to be repaired
+                self.place.write(f"{name}/{METADATA}", raw)
+                self.place.sync(name)
         self.place.cut_log(PROGRESS_LOG, self._lines)  # a torn line, so that the next is not joined to it
         for a in self.spec.arrays:
             for name in self.place.files(a.stored_name):
                 if name.endswith(PARTIAL):  # temporary files of a killed writer
                     self.place.remove(f"{a.stored_name}/{name}")
+
+    def _holds(self, key: str, raw: bytes) -> bool:
+        try:
+            return self.place.read(key) == raw
+        except FileNotFoundError:
+            return False
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self.place.append(PROGRESS_LOG, self._lines, _line(record))

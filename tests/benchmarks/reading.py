@@ -84,10 +84,10 @@ def _measure(root: Path) -> None:
         ("job", "reader", "GB/s", "of memcpy", "times ours"),
         table,
         [
-            f"Four levels of Hiera-Large at 224 px, float16, {size / BATCH / 1e6:.2f} MB per sample, {SAMPLES} samples, "
-            f"row groups of {GROUP}. Page cache warm; medians of readers in turns. memcpy is numpy copying as many bytes "
+            f"Four levels of Hiera-Large at 224 px, float16, {size / BATCH / 1e6:.2f} MB per sample, {SAMPLES} samples; "  # noqa: E501
+            f"row groups of {GROUP}. Page cache warm; medians of readers in turns. memcpy is numpy copying as many bytes "  # noqa: E501
             "between buffers that both exist. Every reader fills the same reused buffers, and was checked to give the "
-            "same numbers. 'times ours' is time divided by that of embedcache at the same job. The epoch is a whole one "
+            "same numbers. 'times ours' is time divided by that of embedcache at the same job. The epoch is a whole one "  # noqa: E501
             "in batches of 32, in random order, two threads reading ahead and nobody using the batches.",
         ],
     )

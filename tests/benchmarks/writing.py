@@ -52,7 +52,7 @@ def main() -> None:
         ("writer", "GB/s", "of raw files"),
         rows,
         [
-            f"{SAMPLES} samples of four Hiera-Large levels, float16, {whole / 1e6:.0f} MB; medians of writers in turns. Raw "
+            f"{SAMPLES} samples of four Hiera-Large levels, float16, {whole / 1e6:.0f} MB; medians of writers in turns. Raw "  # noqa: E501
             "files are opened, written, fsynced and closed, and their folder fsynced once a group. embedcache also "
             "computes checksums and largest magnitudes, renames each file, and fsyncs its progress record.",
         ],
