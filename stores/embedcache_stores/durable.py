@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from embedcache_stores.errors import StoreWriteError
+from embedcache_stores.errors import StoreError, StoreWriteError
 
 
 def fsync_path(path: Path) -> None:
@@ -37,7 +37,7 @@ def explained_writes(where: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, StoreWriteError):
+        if isinstance(error, StoreError):
             raise
         reason = {
             errno.ENOSPC: "the disk is full",

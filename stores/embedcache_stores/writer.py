@@ -89,10 +89,10 @@ class FeatureWriter:
         self._records: dict[int, Json] = {}
         self._lines = 0
         self._committed = False
-        if self.place.exists(COMMIT_FILE):
-            self._matches_existing()  # raises: a committed store is never touched, not even by a lock file
         self._groups = GroupWriter(self.place, spec)
         with explained_writes(self.place.url):
+            if self.place.exists(COMMIT_FILE):
+                self._matches_existing()  # raises: a committed store is never touched, not even by a lock file
             refuse_foreign(self.place)  # before the lock file, so that a user's folder is left as it is
             self._lock = acquire(self.place)
         try:
@@ -199,7 +199,8 @@ class FeatureWriter:
 
     def close(self) -> None:
         """Release the lock. Rows written so far stay."""
-        self._lock.close()
+        with explained_writes(self.place.url):
+            self._lock.close()
 
     def __enter__(self) -> FeatureWriter:
         return self

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +38,41 @@ def process_module() -> Any:
     return module
 
 
-def test_resume_after_sigkill_is_byte_identical(tmp_path: Path, process_module: Any) -> None:
-    whole, killed = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
-    subprocess.run([sys.executable, SCRIPT, whole], check=True, capture_output=True)
-    rng = np.random.default_rng(7)
-    halfway = set()
-    for _ in range(12):
-        process = subprocess.Popen([sys.executable, SCRIPT, killed], stdout=subprocess.PIPE)
+KILLS = 120
+
+
+def test_resume_after_sigkill_at_random_instants_is_byte_identical(tmp_path: Path, process_module: Any) -> None:
+    whole = tmp_path / "whole.zarr"
+    process_module.write(whole, process_module.SPEC)
+    expected = files(whole)
+    command = [sys.executable, SCRIPT, "random-kills", tmp_path, str(KILLS), "7"]
+    killed, halfway, ended, seen = 0, set(), set(), None
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(float(rng.uniform(0, 0.03)))
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        recorded = check_what_a_reader_sees(killed, process_module, process_module.SPEC)
-        if recorded is None:
-            break
-        halfway.add(recorded)
-    else:
-        subprocess.run([sys.executable, SCRIPT, killed], check=True, capture_output=True)
-    assert len(halfway - {0}) >= 2, "the kills did not hit the writing of row groups; change the delays"
-    assert files(killed) == files(whole)
+        for line in process.stdout:
+            if line.startswith("ready"):
+                continue
+            what, path = line.split(maxsplit=1)
+            killed += what == "killed"
+            if not Path(path.strip()).exists():
+                recorded: int | None = 0
+            else:
+                recorded = check_what_a_reader_sees(Path(path.strip()), process_module, process_module.SPEC)
+            if recorded is None:
+                assert files(Path(path.strip())) == expected
+                ended.add(path)
+                seen = None
+            else:
+                assert recorded >= (seen or 0), "row groups that were durable are not any more"
+                seen = recorded
+                halfway.add(recorded)
+            process.stdin.write("\n")
+            process.stdin.flush()
+    assert process.returncode == 0
+    assert killed == KILLS
+    assert len(halfway - {0}) >= 10, "the kills did not hit the writing of row groups; change the delays"
+    assert len(ended) >= 3, "no killed store was continued to its end; change the delays"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """Writes a store slowly enough to be killed: ``python writer_process.py PATH``. Equal content every time.
 
+With ``random-kills PATH COUNT SEED`` it is killed at COUNT random instants, each time in a fork that continues what the
+one before it left, again and again from the beginning; it prints a line for each kill and whether the store was whole.
+
 With ``every-operation FOLDER`` it writes a smaller store again and again into ``FOLDER/<n>.zarr``, each time in a fork
 that kills itself with SIGKILL just before its n-th operation on files, until one fork comes to its end; it prints how
 many were killed.
@@ -8,6 +11,7 @@ many were killed.
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +91,38 @@ def killed_before_every_operation(folder: Path) -> int:
             raise RuntimeError(f"writer {number} was not killed, it failed with {code}")
 
 
+def killed_at_random(path: Path, count: int, seed: int) -> None:
+    """Kill writers of one store at random instants; a store that was committed is left, and the next one begun."""
+    rng = np.random.default_rng(seed)
+    start = time.monotonic()
+    write(path / "timing.zarr")
+    took = time.monotonic() - start
+    number, kills = 0, 0
+    while kills < count:
+        store = path / f"{number}.zarr"
+        child = os.fork()
+        if child == 0:
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                write(store)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        time.sleep(float(rng.uniform(0, 0.4 * took)))
+        os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code not in {0, -signal.SIGKILL}:
+            raise RuntimeError(f"the writer failed with {code}")
+        kills += code == -signal.SIGKILL
+        print("killed" if code else "ended", store, flush=True)
+        sys.stdin.readline()  # until the test has looked at what is there
+        number += (store / "zarr.json").exists()
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "every-operation":
+    if sys.argv[1] == "random-kills":
+        killed_at_random(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    elif sys.argv[1] == "every-operation":
         print(killed_before_every_operation(Path(sys.argv[2])))
     else:
         write(sys.argv[1])
