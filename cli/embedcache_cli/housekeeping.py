@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +46,7 @@ def gc(
     json: Json = False,
 ) -> None:
     """Sweep up what killed writers and interrupted removals left; stores that are being written are not touched."""
+    from embedcache_stores.errors import StoreNotFoundError
     from embedcache_stores.housekeeping import leftovers, locks, sweep
     from embedcache_stores.place import LOCK_FILE
 
@@ -53,10 +55,13 @@ def gc(
         facts.append({"place": place.url, "what": f"lock {owner}", "files": [LOCK_FILE], "bytes": len(owner)})
         if not dry_run:
             place.remove(LOCK_FILE)
-    for found in list(leftovers(cache, partial=partial)):
-        facts.append({"place": found.place.url, "what": found.what, "files": list(found.keys), "bytes": found.nbytes})
-        if not dry_run:
-            sweep(found)
+    with contextlib.suppress(*([StoreNotFoundError] if facts else [])):  # a bucket that held nothing but a lock
+        for found in list(leftovers(cache, partial=partial)):
+            facts.append(
+                {"place": found.place.url, "what": found.what, "files": list(found.keys), "bytes": found.nbytes}
+            )
+            if not dry_run:
+                sweep(found)
     if json:
         print_json(facts)
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,16 @@ _SMALL_ROW = 32768
 class DirectReader:
     """Reads one array of one store. Safe to use from several threads; holds maps, not copies."""
 
-    def __init__(self, folder: Path, spec: ArraySpec, rows: int, rows_per_group: int, *, check: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: ArraySpec,
+        rows: int,
+        rows_per_group: int,
+        *,
+        check: bool = True,
+        still: Callable[[], None] = lambda: None,
+    ) -> None:
         """Describe an array; no file is opened.
 
         Parameters
@@ -41,8 +51,10 @@ class DirectReader:
             Of the store.
         check
             Compare each chunk's checksum when it is first touched, which reads all of it.
+        still
+            Called after a chunk was opened; raises where the store is not the one that was opened any more.
         """
-        self._check = check
+        self._check, self._still = check, still
         self.folder, self.spec, self.rows, self.rows_per_group = folder, spec, rows, rows_per_group
         self.dtype = np.dtype(spec.dtype).newbyteorder("<")
         self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
@@ -102,8 +114,10 @@ class DirectReader:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
+            self._still()
             raise DamagedStoreError(str(path), rows, "is lost") from error
         try:
+            self._still()
             size = os.fstat(descriptor).st_size
             if size != need + CRC_BYTES:
                 raise DamagedStoreError(str(path), rows, f"has {size} bytes instead of {need + CRC_BYTES}")

@@ -9,6 +9,7 @@ EmbedcacheError                 one clear sentence for the user; the command lin
 │   ├── FingerprintMismatchError (ValueError) a store made from other inputs is in the way
 │   ├── SampleIdMismatchError   (ValueError) stores that should hold the same samples do not
 │   ├── SaturatedError          (ValueError) too many values are beyond what their dtype holds
+│   ├── StoreChangedError       the store was written anew, or removed, since it was opened
 │   ├── StoreLockedError        another process is writing it
 │   └── StoreWriteError         (OSError) the disk refused: full, read-only, gone
 └── (embedcache.errors)         bad names, bands, weights, images, settings
@@ -71,6 +72,10 @@ class FingerprintMismatchError(StoreError, ValueError):
 
 class SampleIdMismatchError(StoreError, ValueError):
     """Stores that must hold the same samples in the same order do not."""
+
+
+class StoreChangedError(StoreError):
+    """The store was written anew, or removed, since it was opened."""
 
 
 class SaturatedError(StoreError, ValueError):

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.storage import StorePath
 
 from embedcache_stores.chunks import chunk_key
 from embedcache_stores.direct import DirectReader
 from embedcache_stores.encodings import decode
-from embedcache_stores.errors import DamagedStoreError, StoreNotFoundError
-from embedcache_stores.manifest import SUFFIX, StoreManifest, find_stores, read_manifest
+from embedcache_stores.errors import DamagedStoreError, StoreChangedError, StoreNotFoundError
+from embedcache_stores.manifest import COMMIT_FILE, SUFFIX, StoreManifest, find_stores, read_manifest
 from embedcache_stores.place import Location, Place, open_place
 from embedcache_stores.schema import ArraySpec, LevelSpec
 
@@ -52,7 +53,9 @@ class FeatureStore:
         """
         self._check = check
         self.place: Place = open_place(location)
+        self._version = self._version_now()
         self.manifest: StoreManifest = read_manifest(self.place)
+        self._scales: dict[str, npt.NDArray[np.float32]] = {}
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._direct: dict[str, DirectReader] = {}
 
@@ -112,7 +115,12 @@ class FeatureStore:
         if name not in self._direct:
             spec = self.spec(name)
             self._direct[name] = DirectReader(
-                self.path / spec.stored_name, spec, self.rows, self.manifest.rows_per_group, check=self._check
+                self.path / spec.stored_name,
+                spec,
+                self.rows,
+                self.manifest.rows_per_group,
+                check=self._check,
+                still=self._still,
             )
         return self._direct[name]
 
@@ -120,6 +128,7 @@ class FeatureStore:
         """Read a whole small column: ``sample_id``, ``split``, ``label``, ``lat`` ... Strings come as object arrays."""
         with self._damage_named(name, None):
             values = np.asarray(self.array(name)[:])
+        self._still()
         return values.astype(object) if values.dtype.kind == "T" else values
 
     @cached_property
@@ -137,6 +146,8 @@ class FeatureStore:
 
         Raises
         ------
+        StoreChangedError
+            If the store was written anew since it was opened, and the rows were not read before.
         IndexError
             If a row is not in the store, or ``rows`` is no array of integers.
         DamagedStoreError
@@ -164,6 +175,7 @@ class FeatureStore:
             here = np.flatnonzero(groups == group)
             with self._damage_named(name, int(group) * step // self.manifest.rows_per_group):
                 block = np.asarray(array[int(group) * step : min((int(group) + 1) * step, self.rows)])
+            self._still()
             out[here] = block[rows[here] - int(group) * step]
 
     def scale(self, name: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32] | None:
@@ -175,7 +187,10 @@ class FeatureStore:
 
     def scales(self, name: str) -> npt.NDArray[np.float32]:
         """All scales of an int8 array, ``(row_group, channel)`` float32."""
-        return np.asarray(self._zarr(self.spec(name).scale_name)[:])
+        if name not in self._scales:
+            self._scales[name] = np.asarray(self._zarr(self.spec(name).scale_name)[:])
+            self._still()
+        return self._scales[name]
 
     def to_dask(self, name: str) -> da.Array:
         """Return one array as a lazy Dask array with one chunk per row group, decoded; nothing is read."""
@@ -198,7 +213,8 @@ class FeatureStore:
         import xarray as xr
 
         store, path = self.place.zarr_store()
-        dataset: xr.Dataset = xr.open_zarr(store, group=path or None)
+        # Not as `group=`, for which xarray opens the bucket's root, where there is no group.
+        dataset: xr.Dataset = xr.open_zarr(StorePath(store, path) if path else store)
         for spec in self.manifest.arrays:
             if spec.encoding is not None:
                 old = dataset[spec.stored_name]
@@ -206,6 +222,23 @@ class FeatureStore:
                 dataset = dataset.drop_vars([spec.stored_name, *([spec.scale_name] if spec.encoding == "int8" else [])])
                 dataset[spec.name] = (old.dims, self.to_dask(spec.name), attrs)
         return dataset
+
+    def _version_now(self) -> tuple[int, int] | None:
+        """Tell one commit record from the next; None in a bucket, where asking would cost a request a read."""
+        if not self.place.is_local:
+            return None
+        try:
+            status = (Path(self.place) / COMMIT_FILE).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return (0, 0)
+        return status.st_ino, status.st_mtime_ns
+
+    def _still(self) -> None:
+        """Raise where the store was written anew since it was opened, so that nobody gets a mixture."""
+        if self._version_now() != self._version:
+            raise StoreChangedError(
+                f"store {self.place.url!r} was written anew, or removed, since it was opened; open it again."
+            )
 
     def _checked(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         given = np.asarray(rows)

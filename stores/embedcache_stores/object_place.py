@@ -35,7 +35,7 @@ class ObjectPlace(Place):
         bucket, _, prefix = rest.partition("/")
         if scheme == "az":  # account/container/prefix
             container, _, prefix = prefix.partition("/")
-            bucket = f"{bucket}/{container}"
+            bucket = f"{bucket}/{container}" if container else ""
         if scheme not in SCHEMES or not bucket.strip("/"):
             raise StoreError(
                 f"{url!r} names no place for stores: use a local path, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, "

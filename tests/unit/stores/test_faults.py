@@ -1,4 +1,4 @@
-"""Every single operation fails once, before or after it took effect: nothing is lost, nothing is torn, a rerun ends right."""
+"""Every single operation fails once, before or after it took effect: nothing lost, nothing torn, a rerun ends right."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ def test_the_kth_operation_fails_for_every_k(small: Build, places: Iterator[Plac
         inner = next(places)
         try:
             write_all(FailingStore(inner, k, after=after), made)
-        except StoreWriteError as error:
-            assert "made to fail" in str(error) or "Input/output" in str(error)
+        except StoreWriteError:  # and nothing else
             refused += 1
         seen = whole_or_none(inner, made)
         if not seen:

@@ -21,6 +21,7 @@ from embedcache_stores import (
     FingerprintMismatchError,
     IncompleteStoreError,
     NotAStoreError,
+    StoreChangedError,
     StoreError,
     StoreLockedError,
     StoreNotFoundError,
@@ -173,6 +174,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(bad=st.sets(st.integers(0, GROUPS - 1), max_size=2), redo=st.dictionaries(st.integers(0, 2), st.just({0, 1})))
     def reopen_to_mend(self, bad: set[int], redo: dict[int, set[int]]) -> None:
         redo = {g: rows for g, rows in redo.items() if g not in bad}
+        self.changed = True
         reopen(self.place, drop=bad, redo=redo)
         self.committed = False
         int8 = self.spec.arrays[0].encoding == "int8"
@@ -196,6 +198,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is None and self.state() != "none")
     @rule()
     def remove(self) -> None:
+        self.changed = True
         discard(self.place)
         self.durable, self.redo, self.committed = {}, {}, False
         assert self.state() == "none"
@@ -209,8 +212,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def open_a_reader(self) -> None:
         store = FeatureStore(self.place)
-        store.read("level_0", np.arange(ROWS))  # mapped from here on
+        store.read("level_0", np.arange(ROWS))  # mapped from here on, scales and all
         self.open_reader = store, dict(self.durable)
+        self.changed = False
 
     @invariant()
     def an_open_reader_sees_what_it_saw(self) -> None:
@@ -218,6 +222,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.open_reader is not None
             store, versions = self.open_reader
             self.compare(store, versions, ["level_0"])
+            try:  # not mapped: what it was, or nothing, never a mixture
+                self.compare(store, versions, ["pooled_mean"])
+            except StoreChangedError:
+                assert self.changed, "the store is the one that was opened"
 
     @invariant()
     def readers_see_the_whole_store_or_none(self) -> None:
