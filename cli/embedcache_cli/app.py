@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from embedcache_cli import demo, extract, housekeeping, inspect, report, status, train_head, verify
+from embedcache_cli import demo, extract, housekeeping, inspect, report, status, train_head, tune_store, verify
 from embedcache_cli.console import run
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("report")(report.report)
 app.command("ls")(inspect.ls)
 app.command("info")(inspect.info)
 app.command("status")(status.status)
+app.command("tune-store")(tune_store.tune_store)
 app.command("verify")(verify.verify)
 app.command("rm")(housekeeping.rm)
 app.command("gc")(housekeeping.gc)

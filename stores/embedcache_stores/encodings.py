@@ -8,7 +8,7 @@
     magnitude there divided by 127, so nothing ever saturates and no pass over the data comes first. -128 stands for
     NaN, the features of skipped rows.
 
-Measured errors: ``docs/benchmarks/encodings.md``.
+Measured errors: ``docs/benchmarks/dtypes.md``.
 """
 
 from __future__ import annotations
