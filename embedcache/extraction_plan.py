@@ -218,7 +218,7 @@ def plan_extraction(
             },
             "dataset_notes": list(info.notes),
         },
-        group_attrs=geoemb_attributes(spec, info.name, arrays, options.dtype, input_size),
+        group_attrs=geoemb_attributes(spec, weights, info.name, arrays, options.dtype, input_size),
     )
     if options.rebuild and there is not None and _same_begun(there, store):
         found = there  # an interrupted --rebuild, run again: go on with it

@@ -23,6 +23,7 @@ from embedcache_stores.manifest import StoreManifest, find_stores, peek_manifest
 from embedcache_stores.ownership import discard
 from embedcache_stores.place import Place, open_place
 from embedcache_stores.schema import ArraySpec, LevelSpec, StoreSpec, fingerprint, ids_digest
+from embedcache_stores.tree import open_cache_tree
 from embedcache_stores.writer import FeatureWriter
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "find_stores",
     "fingerprint",
     "ids_digest",
+    "open_cache_tree",
     "open_place",
     "open_store",
     "peek_manifest",

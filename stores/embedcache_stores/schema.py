@@ -264,7 +264,11 @@ def level_arrays(levels: Sequence[LevelSpec], dtype: str, encoding: Encoding | N
             shape=(level.channels, level.height, level.width),
             dtype=dtype,
             encoding=encoding,
-            attrs={"long_name": f"feature map, level {level.index} (0 is the finest)", "reduction": level.reduction},
+            attrs={
+                "long_name": f"feature map, level {level.index} (0 is the finest)",
+                "units": "1",
+                "reduction": level.reduction,
+            },
         )
         for level in levels
     )
