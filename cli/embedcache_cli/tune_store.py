@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedcache_cli.console import human_bytes, print_json, say, table, tell
 from embedcache_cli.options import Cache, DataRoot, Dataset, Device, Json
 
-TAG = "tune"
+if TYPE_CHECKING:
+    from embedcache.tuning import EncodingResult
 
 
 def tune_store(
     dataset: Dataset,
-    backbone: Annotated[str, typer.Option("--backbone", help="Backbone.")],
+    backbone: Annotated[str, typer.Option("--backbone", help="Backbone; 'embedcache backbones' lists them.")],
     data_root: DataRoot = None,
     cache: Cache = "cache",
     limit: Annotated[int, typer.Option(min=30, help="Samples of the pilot, evenly spaced over the dataset.")] = 1000,
@@ -23,6 +24,11 @@ def tune_store(
     what: Annotated[str | None, typer.Option(help="pooled, maps or both, as for 'extract'.")] = None,
     bands: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
+    partition: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
+    tag: Annotated[str, typer.Option(help="The pilot is kept as BACKBONE@TAG.")] = "tune",
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Replace a pilot that was made with other options.")
+    ] = False,
     seeds: Annotated[int, typer.Option(min=2, help="Heads per encoding.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 50,
     compressed: Annotated[
@@ -33,7 +39,8 @@ def tune_store(
 ) -> None:
     """Extract a float32 pilot, store it in every dtype and compression, and train a head on each.
 
-    Recommends the smallest one whose score cannot be told from float32's. The pilot stays, as BACKBONE@tune.
+    Recommends the smallest one whose score cannot be told from float32's. The pilot stays, as BACKBONE@tune, and is
+    used again by the same command; 'embedcache rm' removes it.
     """
     from typing import get_args
 
@@ -52,7 +59,7 @@ def tune_store(
     for name, value, known in (("units", units, get_args(Units)), ("what", what, get_args(What))):
         if value is not None and value not in known:
             raise SettingError(f"--{name} must be one of {', '.join(known)}, got {value!r}.")
-    opened: dict[str, str | None] = {"bands": bands, "units": units}
+    opened: dict[str, str | None] = {"bands": bands, "units": units, "partition": partition}
     source = open_dataset(dataset, data_root, OpenOptions(**opened))  # type: ignore[arg-type]
     options = ExtractOptions(
         weights=weights,
@@ -61,12 +68,13 @@ def tune_store(
         limit=limit,
         device=device,
         dtype="float32",
-        tag=TAG,
+        tag=tag,
+        rebuild=rebuild,
     )
     plan = plan_extraction(source, backbone, cache, options)
     run_plan(plan)
     tell(f"training {seeds} heads on each encoding")
-    results = run(FeatureStore(plan.place), range(seeds), TrainConfig(epochs=epochs))
+    results = run(FeatureStore(plan.place), range(seeds), TrainConfig(epochs=epochs), _tell_dtype)
     best = recommended(results, compressed=compressed)
     if json:
         print_json({"results": [r.to_json() for r in results], "recommended": best.to_json()})
@@ -97,3 +105,9 @@ def tune_store(
         say("note: no resample changes float32's score, so this pilot can tell little; take more samples.")
     codec = "" if best.compression == "none" else f" --compression {best.compression}"
     say(f"recommended: --dtype {best.dtype}{codec}, {best.bytes_per_sample / whole:.2f} of float32's bytes")
+
+
+def _tell_dtype(result: EncodingResult) -> None:
+    """Say that a dtype is done, once; its compressions have the same score."""
+    if result.compression == "none":
+        tell(f"  {result.dtype}: {100 * result.mean:.1f} %")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -322,6 +323,7 @@ class FeatureWriter:
         }
 
 
+_DIGEST = re.compile("[0-9a-f]{32,}")
 _SAMPLE_ID = ArraySpec(name="sample_id", dtype=STRING, attrs={"long_name": "stable id of the sample"})
 
 
@@ -340,7 +342,8 @@ def check_fingerprint(where: object, stored: Mapping[str, Any], asked: Mapping[s
     found = differences(stored, asked)
     if not found:
         return
-    found.sort(key=lambda field: field[0].startswith("arrays"))  # shapes follow from the rest: causes first
+    # Causes before what follows from them, and what can be read before digests.
+    found.sort(key=lambda field: (field[0].startswith("arrays"), bool(_DIGEST.fullmatch(str(field[1])))))
     shown = "; ".join(f"{name} is {_short(left)}, asked {_short(right)}" for name, left, right in found[:4])
     more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
     raise FingerprintMismatchError(
