@@ -48,9 +48,9 @@ class Member:
 class BatchSource:
     """One array of an ensemble, read in batches."""
 
-    def __init__(self, features: Ensemble, name: str) -> None:
-        """Describe array ``pooled_*``, ``level_*`` or ``mask``; nothing is read."""
-        self.name = name
+    def __init__(self, features: Ensemble, name: str, key: str | None = None) -> None:
+        """Describe array ``pooled_*``, ``level_*`` or ``mask``; nothing is read. ``key`` names it in batches."""
+        self.name, self.key = name, key or name
         stores = features.stores[:1] if name == "mask" else features.stores
         at, members = 0, []
         for store in stores:

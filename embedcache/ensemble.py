@@ -56,6 +56,11 @@ class Ensemble:
         return "+".join(s.name for s in self.stores)
 
     @property
+    def cache(self) -> str:
+        """Path or URL of the cache that the first member lies in."""
+        return self.stores[0].place.url.rsplit("/", 2)[0]
+
+    @property
     def rows(self) -> int:
         """Number of samples."""
         return self.stores[0].rows

@@ -63,6 +63,7 @@ class FeatureLoader:
         budget_bytes: int | None = None,
         window_groups: int | None = None,
         threads: int = 2,
+        native: bool = False,
     ) -> None:
         """Plan how to load; nothing is read but the targets.
 
@@ -89,6 +90,8 @@ class FeatureLoader:
             half of the machine's memory (so that they stay in the page cache), else windows of about 512 MB.
         threads
             Threads that read ahead while streaming.
+        native
+            Give each member's maps on its own grid, under ``<store>/<array>``, instead of resized and joined.
 
         Raises
         ------
@@ -102,7 +105,11 @@ class FeatureLoader:
         self.features, self.batch_size, self.seed, self.device = features, batch_size, seed, device
         self.rows = np.asarray(rows, dtype=np.int64)
         self._shuffle, self._threads = shuffle, threads
-        self._sources = [BatchSource(features, name) for name in arrays]
+        self._sources = (
+            [BatchSource(Ensemble([m]), name, f"{m.name}/{name}") for m in features.stores for name in arrays]
+            if native
+            else [BatchSource(features, name) for name in arrays]
+        )
         self._mask = BatchSource(features, "mask") if features.task == "segmentation" else None
         self.nbytes = len(self.rows) * sum(s.row_bytes for s in self._all)
         budget = free_bytes(device) // 2 if budget_bytes is None else budget_bytes
@@ -174,7 +181,7 @@ class FeatureLoader:
                     whole = torch.empty((len(rows), *part.shape[1:]), dtype=part.dtype, device=self.device)
                 whole[start : start + len(some)] = part
             if whole is not None:
-                out[source.name] = whole
+                out[source.key] = whole
         return out
 
     def _resident_epoch(self, order: Rows) -> Iterator[Batch]:
@@ -184,7 +191,7 @@ class FeatureLoader:
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             at = places[start : start + self.batch_size]
-            yield self._batch({s.name: self._resident[s.name].index_select(0, at) for s in self._all}, rows)
+            yield self._batch({s.key: self._resident[s.key].index_select(0, at) for s in self._all}, rows)
 
     def _windowed_epoch(self, order: Rows) -> Iterator[Batch]:
         """Hold the window that is visited and read the next meanwhile; a batch never straddles two."""
@@ -236,7 +243,7 @@ class FeatureLoader:
                 x = {}
                 for source, some in zip(self._all, buffers.tensors, strict=True):
                     here = [t[: len(rows)].to(self.device, non_blocking=cuda) for t in some]
-                    x[source.name] = source.values(rows, here)
+                    x[source.key] = source.values(rows, here)
                 buffers.sent(self.device)
                 yield self._batch(x, rows)
 

@@ -1,90 +1,145 @@
-"""Repeats a training over seeds, keeps one record per run, and never does a run twice."""
+"""The paper's protocol: trials choose hyperparameters, seeds repeat the training, one record a run, none done twice."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
+import resource
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from embedcache.dense_data import DenseData
 from embedcache.ensemble import Ensemble
 from embedcache.evaluation.metrics import PRIMARY
 from embedcache.evaluation.record import RECORD_VERSION, RunRecord, load_record, run_folder, save_record
-from embedcache.loading import PooledData, load_pooled
-from embedcache.training import TrainConfig, TrainResult, train_head
+from embedcache.heads._registry import get_head
+from embedcache.train_config import Run, TrainConfig
+from embedcache.training import Data, Progress, TrainResult, head_for, load_data, train
+from embedcache.trials import Choice, TrialOptions, choose
+from embedcache_stores.schema import canonical_json
 
 
-def run_seeds(
+@dataclass(frozen=True)
+class ProtocolResult:
+    """What a protocol left."""
+
+    records: list[RunRecord]
+    """One a seed."""
+    choice: Choice | None
+    """How the hyperparameters were chosen; None where they were given."""
+    trained: int
+    """Seeds that were trained now; the others were found."""
+
+
+def run_protocol(
     features: Ensemble,
     config: TrainConfig,
     seeds: Sequence[int],
     out: str | os.PathLike[str],
     *,
+    trials: TrialOptions | None = None,
     device: str = "cpu",
     force: bool = False,
-    on_run: Callable[[RunRecord, bool], None] | None = None,
-) -> list[RunRecord]:
-    """Train a head once per seed and write a record and the weights of each run.
+    budget_bytes: int | None = None,
+    on_epoch: Progress | None = None,
+    on_choice: Callable[[Choice], None] | None = None,
+) -> ProtocolResult:
+    """Choose hyperparameters if asked to, then train a head once per seed; write a record and the weights of each run.
 
     Parameters
     ----------
     features
         A store or ensemble.
     config
-        Head and hyperparameters.
+        Head and hyperparameters; those that trials choose say nothing then.
     seeds
-        Each is one run.
+        Each is one run. A head that is computed has no chance in it: it is run once, with the first seed.
     out
-        Folder of results; a run goes to ``OUT/<dataset>/<features>/<head>-<hash>/seed-<k>.json`` and ``.safetensors``.
+        Folder of results. A run goes to ``OUT/<dataset>/<features>/<head>-<hash>/seed-<k>.json`` and ``.safetensors``,
+        a study to ``.../<head>-trials-<hash>/``.
+    trials
+        None takes the hyperparameters of ``config``.
     device
         Torch device to train on.
     force
         Train again what has a record.
-    on_run
-        Called after each run with its record, and whether it was trained now.
+    budget_bytes
+        Memory for features held at once; None is half of what is free.
+    on_epoch, on_choice
+        Told of progress, and of what the trials chose.
 
-    Returns
-    -------
-    list of RunRecord
-        In the order of ``seeds``.
+    Raises
+    ------
+    EmbedcacheError
+        If the head cannot learn from these features, before anything is trained.
     """
+    spec = head_for(features, config)
+    loaded: list[Data] = []
+
+    def data() -> Data:
+        if not loaded:
+            loaded.append(load_data(features, config, device, budget_bytes=budget_bytes))
+        return loaded[0]
+
+    choice = None
+    if trials is not None:
+        folder = study_folder(out, features, config, trials)
+        if force and folder.exists():
+            for file in folder.iterdir():
+                file.unlink()
+        choice = choose(data, config, trials, folder, on_epoch)
+        config = config.with_(**choice.chosen)
+        if on_choice is not None:
+            on_choice(choice)
+    wanted = list(seeds)[:1] if spec.fit is not None else list(seeds)
     folder = run_folder(out, features.dataset, features.name, features.fingerprints, config.to_json())
-    data: PooledData | None = None
-    records = []
-    for seed in seeds:
-        path = folder / f"seed-{seed}.json"
-        trained = force or not path.exists()
-        if trained:
-            data = data or load_pooled(features, config.pooled, device)
-            result = train_head(data, config, seed)
-            record = _record(features, config, seed, data, result, device)
+    missing = [s for s in wanted if force or not (folder / f"seed-{s}.json").exists()]
+    if missing:
+        results = train(data(), [Run(config, s) for s in missing], on_epoch=on_epoch)
+        for seed, result in zip(missing, results, strict=True):
+            record = _record(features, config, seed, data(), result, device, choice)
+            path = folder / f"seed-{seed}.json"
             _save_weights(path.with_suffix(".safetensors"), result, record)
             save_record(path, record)  # after the weights: a record promises that they are there
-        else:
-            record = load_record(path)
-        records.append(record)
-        if on_run is not None:
-            on_run(record, trained)
-    return records
+    records = [load_record(folder / f"seed-{s}.json") for s in wanted]
+    return ProtocolResult(records, choice, len(missing))
+
+
+def study_folder(out: str | os.PathLike[str], features: Ensemble, config: TrainConfig, trials: TrialOptions) -> Path:
+    """Return the folder of a study; its name ends with a hash of all that decides what is chosen."""
+    spec = get_head(config.head)
+    searched = [spec.grid[0]] if spec.grid is not None else ["learning_rate", "weight_decay"]
+    base = {k: v for k, v in config.to_json().items() if k not in searched}
+    identity = [features.fingerprints, base, trials.to_json(), [spec.learning_rates, spec.weight_decays, spec.grid]]
+    digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:8]
+    return Path(out) / features.dataset / features.name / f"{config.head}-trials-{digest}"
 
 
 def _record(
-    features: Ensemble, config: TrainConfig, seed: int, data: PooledData, result: TrainResult, device: str
+    features: Ensemble,
+    config: TrainConfig,
+    seed: int,
+    data: Data,
+    result: TrainResult,
+    device: str,
+    choice: Choice | None,
 ) -> RunRecord:
-    channels = features.channels(f"pooled_{config.pooled}")
     return RunRecord(
         version=RECORD_VERSION,
         dataset=features.dataset,
         features=features.name,
         fingerprints=features.fingerprints,
         random_weights=list(features.random_members),
-        channels={name: [here.start, here.stop] for name, here in channels.items()},
+        **_inputs(features, config, data),
         task=features.task,
         class_names=list(features.class_names),
         config=config.to_json(),
         seed=seed,
-        samples={"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         metric=PRIMARY[features.task],
         best_epoch=result.best_epoch,
         val=result.val,
@@ -94,16 +149,51 @@ def _record(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         environment={
             "device": device,
-            **{name: importlib.metadata.version(name) for name in ("embedcache", "torch", "numpy")},
+            **{name: importlib.metadata.version(name) for name in ("embedcache", "torch", "numpy", "optuna")},
         },
         notes=list(data.notes),
+        cache=features.cache,
+        per_class=result.per_class,
+        interval=list(result.interval) if result.interval else None,
+        failed=result.failed,
+        trials=choice.to_json() if choice else None,
+        stacked_with=result.stacked_with,
+        peak_memory_bytes=_peak_memory(device),
     )
+
+
+def _inputs(features: Ensemble, config: TrainConfig, data: Data) -> dict[str, Any]:
+    """Tell what the head read: channels of each member, or the grids of its maps; and how many samples."""
+    if isinstance(data, DenseData):
+        grids = {
+            f"{store.name}/{level.name}": [level.channels, level.height, level.width]
+            for store, levels in zip(features.stores, data.members, strict=True)
+            for level in levels
+        }
+        return {"channels": {}, "grids": grids, "samples": {k: len(v) for k, v in data.rows.items()}}
+    channels = features.channels(f"pooled_{config.pooled}")
+    return {
+        "channels": {name: [here.start, here.stop] for name, here in channels.items()},
+        "samples": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+    }
+
+
+def _peak_memory(device: str) -> int:
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _save_weights(path: Path, result: TrainResult, record: RunRecord) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not result.state:
+        path.unlink(missing_ok=True)
+        return
     temporary = path.with_suffix(".partial")
     metadata = {
         "head": str(record.config["head"]),

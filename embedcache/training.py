@@ -1,125 +1,165 @@
-"""Trains one head: a pure function of features, configuration and seed."""
+"""Trains heads on stored features: a run is a function of features, configuration and seed, whatever runs beside it."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812
+import numpy.typing as npt
 
+from embedcache.ensemble import Ensemble
 from embedcache.errors import SettingError
-from embedcache.evaluation.metrics import PRIMARY, evaluate
 from embedcache.heads._registry import get_head
-from embedcache.loading import PooledData, SplitData
+from embedcache.heads._spec import HeadSpec
+from embedcache.loading import PooledData, load_pooled
+from embedcache.train_config import Run, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from embedcache.dense_data import DenseData
+
+    Data = PooledData | DenseData
+
+VARIED = ("learning_rate", "weight_decay")
+"""Fields of the configuration in which runs trained together may differ."""
+
+Progress = Callable[[int, int], None]
+"""Called with the epochs done and the epochs in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Plain numbers; flags of ``train-head`` map to them one to one."""
-
-    head: str = "linear"
-    pooled: str = "mean"
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    epochs: int = 50
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise SettingError(
-                f"--learning-rate must be above 0 and --weight-decay not below, got {self.learning_rate} and "
-                f"{self.weight_decay}."
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON form."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """A trained head and how it came about."""
 
     state: dict[str, torch.Tensor]
-    """Weights of the best epoch, on the CPU."""
+    """Weights of the best epoch, on the CPU; empty where the run failed."""
     best_epoch: int
-    """Counted from 1."""
+    """Counted from 1; 0 for a head that is computed, or failed."""
     curve: list[dict[str, float]]
-    """Training loss and validation metrics after each epoch."""
+    """Training loss and the validation metric after each epoch."""
     val: dict[str, float]
     test: dict[str, float]
+    """Every metric, 0 to 1; empty where the run failed."""
+    per_class: dict[str, list[float | None]] = field(default_factory=dict)
+    """Test metrics class by class; None where a class is absent."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval of the primary metric over test samples."""
+    failed: str | None = None
+    """Why the run was given up; None where it was not."""
     seconds: float
+    """Wall time of the stack that the run was part of, divided by its runs."""
+    stacked_with: int
+    """Runs trained in the same pass, this one included."""
+    test_logits: npt.NDArray[Any] | None = None
+    """``(n, class)`` float32 for class labels, in the order of the test split."""
 
 
-def train_head(data: PooledData, config: TrainConfig, seed: int) -> TrainResult:
-    """Train one head with AdamW, keep the epoch with the best validation metric, and score it on test.
+def load_data(features: Ensemble, config: TrainConfig, device: str = "cpu", *, budget_bytes: int | None = None) -> Data:
+    """Load what a head reads: pooled vectors, or a plan for streaming feature maps.
 
-    All chance (initial weights, order of samples) comes from a generator of this seed: the result does not depend on
-    what ran before, or beside it. Ties between epochs go to the earlier one.
+    Raises
+    ------
+    EmbedcacheError
+        If the head cannot learn from these features and targets.
+    """
+    spec = head_for(features, config)
+    if spec.decode is not None:
+        from embedcache.dense_data import open_dense
+
+        return open_dense(features, config, device, budget_bytes=budget_bytes)
+    return load_pooled(features, config.pooled, device, channels=config.channels, budget_bytes=budget_bytes)
+
+
+def head_for(features: Ensemble, config: TrainConfig) -> HeadSpec:
+    """Return the head's spec.
 
     Raises
     ------
     SettingError
-        If the head cannot learn this task, or the loss stops being finite.
+        If it cannot learn the targets at hand; the message names heads that can.
     """
     spec = get_head(config.head)
-    if data.task not in spec.tasks:
-        raise SettingError(f"head {config.head!r} learns {' and '.join(spec.tasks)}, the targets are for {data.task}.")
-    start = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
-    device = data.train.x.device
-    head = spec.build(data.channels, data.num_classes, generator).to(device)
-    fit_scale = getattr(head, "fit_scale", None)
-    if fit_scale is not None:
-        fit_scale(data.train.x)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    primary = PRIMARY[data.task]
-    curve: list[dict[str, float]] = []
-    best, best_epoch, best_state = -1.0, 0, head.state_dict()
-    for epoch in range(1, config.epochs + 1):
-        order = torch.randperm(len(data.train), generator=generator).to(device)
-        total = torch.zeros((), device=device)
-        for rows in order.split(config.batch_size):
-            loss = _loss(head(data.train.x[rows]), data.train.y[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(rows)
-        mean_loss = float(total) / len(data.train)
-        if not np.isfinite(mean_loss):
-            raise SettingError(
-                f"the loss of seed {seed} became {mean_loss} in epoch {epoch}; lower --learning-rate "
-                f"({config.learning_rate})."
-            )
-        scores = score(head, data.val, data.task)
-        curve.append({"epoch": epoch, "train_loss": mean_loss, **{f"val_{k}": v for k, v in scores.items()}})
-        if scores[primary] > best:
-            best, best_epoch = scores[primary], epoch
-            best_state = {k: v.detach().cpu().clone() for k, v in head.state_dict().items()}
-    head.load_state_dict(best_state)
-    return TrainResult(
-        state=best_state,
-        best_epoch=best_epoch,
-        curve=curve,
-        val=score(head, data.val, data.task),
-        test=score(head, data.test, data.task),
-        seconds=time.perf_counter() - start,
-    )
+    _check_task(spec, features.task)
+    return spec
 
 
-def score(head: torch.nn.Module, split: SplitData, task: str) -> dict[str, float]:
-    """Score a head on one split; see :func:`embedcache.evaluation.metrics.evaluate`."""
-    with torch.inference_mode():
-        return evaluate(task, head(split.x).cpu().numpy(), split.y.cpu().numpy())
+def train(
+    data: Data, runs: Sequence[Run], *, on_epoch: Progress | None = None, budget_bytes: int | None = None
+) -> list[TrainResult]:
+    """Train runs together, as many at once as memory allows; the result of each is the same as alone, to rounding.
+
+    The epoch with the best validation score counts; ties go to the earlier one. All chance of a run (initial weights,
+    order of samples, dropout) comes from its seed. A run whose loss is not finite any more is given up, and says so
+    in its result; the others go on.
+
+    Parameters
+    ----------
+    data
+        Of :func:`load_data`.
+    runs
+        May differ in seed, learning rate and weight decay; for heads that are computed, in everything.
+    on_epoch
+        Told of progress.
+    budget_bytes
+        Memory for weights, optimiser and batches; None is a quarter of what is free on the device.
+
+    Raises
+    ------
+    SettingError
+        If the runs differ in something else, or the head cannot learn the task.
+    """
+    if not runs:
+        return []
+    spec = get_head(runs[0].config.head)
+    _check_task(spec, data.task)
+    if spec.fit is not None:
+        from embedcache.fitted_training import fit_runs
+
+        return fit_runs(_pooled(data), spec, runs, on_epoch)
+    common = runs[0].config.to_json()
+    for run in runs[1:]:
+        other = run.config.to_json()
+        if changed := [k for k in common if k not in VARIED and common[k] != other[k]]:
+            raise SettingError(f"runs trained together must not differ in {changed[0]}.")
+    if spec.decode is not None:
+        from embedcache.dense_training import train_dense
+
+        return train_dense(_dense(data), spec, runs, on_epoch)
+    from embedcache.stacked_training import most_runs, train_stack
+
+    vectors = _pooled(data)
+    size = most_runs(vectors, spec, runs[0].config, budget_bytes)
+    results: list[TrainResult] = []
+    for start in range(0, len(runs), size):
+        results += train_stack(vectors, spec, runs[start : start + size], on_epoch)
+    return results
 
 
-def _loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    if target.ndim == 2:
-        return F.binary_cross_entropy_with_logits(logits, target)
-    return F.cross_entropy(logits, target)
+def train_head(data: Data, config: TrainConfig, seed: int) -> TrainResult:
+    """Train one run alone; see :func:`train`."""
+    return train(data, [Run(config, seed)])[0]
+
+
+def _check_task(spec: HeadSpec, task: str) -> None:
+    if task not in spec.tasks:
+        from embedcache.heads._registry import list_heads
+
+        able = [n for n in list_heads() if task in get_head(n).tasks]
+        raise SettingError(
+            f"head {spec.name!r} learns {' and '.join(spec.tasks)}, the targets are for {task}; "
+            f"heads for those are {', '.join(able)}."
+        )
+
+
+def _pooled(data: Data) -> PooledData:
+    if not isinstance(data, PooledData):
+        raise SettingError("this head reads pooled vectors, and was given feature maps.")
+    return data
+
+
+def _dense(data: Data) -> DenseData:
+    if isinstance(data, PooledData):
+        raise SettingError("this head reads feature maps, and was given pooled vectors.")
+    return data

@@ -13,9 +13,9 @@ import torch
 from embedcache.ensemble import Ensemble
 from embedcache.errors import DatasetError, SettingError
 from embedcache.evaluation.metrics import PRIMARY, evaluate
-from embedcache.heads._registry import get_head
-from embedcache.loading import SPLITS, PooledData, SplitData
-from embedcache.training import TrainConfig, train_head
+from embedcache.loading import SPLITS, PooledData, Vectors
+from embedcache.train_config import Run, TrainConfig
+from embedcache.training import train
 from embedcache_stores.chunks import ArrayFiles
 from embedcache_stores.encodings import DTYPES, decode, encode
 from embedcache_stores.feature_store import FeatureStore
@@ -203,7 +203,7 @@ def _split(pilot: FeatureStore, x: npt.NDArray[Any], positions: npt.NDArray[np.f
         masks = pilot.read("mask", np.arange(pilot.rows))
         target = _at(masks[:, None], positions)[..., 0].astype(np.int64)
     ignore = pilot.manifest.attrs.get("ignore_index")
-    splits: dict[str, SplitData] = {}
+    splits: dict[str, Vectors] = {}
     for name in SPLITS:
         rows = np.flatnonzero(pilot.split == name)
         features, y, ids = x[rows], target[rows], pilot.sample_ids[rows]
@@ -212,7 +212,7 @@ def _split(pilot: FeatureStore, x: npt.NDArray[Any], positions: npt.NDArray[np.f
             ids, features, y = np.repeat(ids, keep.sum(axis=1)), features[keep], y[keep]
         if not len(y):
             raise DatasetError(f"the pilot has no {name!r} samples; take more with --limit.")
-        splits[name] = SplitData(torch.from_numpy(features), torch.from_numpy(y), ids)
+        splits[name] = Vectors.held(torch.from_numpy(features), torch.from_numpy(y), ids)
     return PooledData(
         train=splits["train"],
         val=splits["val"],
@@ -225,12 +225,10 @@ def _split(pilot: FeatureStore, x: npt.NDArray[Any], positions: npt.NDArray[np.f
 def _resampled_scores(data: PooledData, config: TrainConfig, seeds: Sequence[int]) -> npt.NDArray[np.float64]:
     """Test metric in many resamples of seeds and test samples; equal resamples for every encoding, so they pair up."""
     logits = []
-    for seed in seeds:
-        result = train_head(data, config, seed)
-        head = get_head(config.head).build(data.channels, data.num_classes, torch.Generator().manual_seed(seed))
-        head.load_state_dict(result.state)
-        with torch.inference_mode():
-            logits.append(head(data.test.x).numpy())
+    for result in train(data, [Run(config, seed) for seed in seeds]):
+        if result.test_logits is None:
+            raise SettingError(f"a head of the pilot could not be trained: {result.failed}.")
+        logits.append(result.test_logits)
     rng, target = np.random.default_rng(0), data.test.y.numpy()
     groups = np.unique(data.test.sample_ids, return_inverse=True)[1]  # positions of one mask stay together
     members = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]

@@ -31,11 +31,11 @@ def demo(
     from embedcache.evaluation.record import RunRecord
     from embedcache.evaluation.report import save_report, summarise
     from embedcache.extraction_plan import ExtractOptions, plan_extraction
-    from embedcache.protocol import run_seeds
     from embedcache.synthetic import CLASS_NAMES, make_scenes
-    from embedcache.training import TrainConfig
+    from embedcache.train_config import TrainConfig
+    from embedcache.trials import TrialOptions
     from embedcache_cli.extract import run_plan
-    from embedcache_cli.train_head import show_summaries
+    from embedcache_cli.train_head import show_summaries, train_one
 
     start = time.perf_counter()
     dataset = out / "data" / "m-demo"
@@ -47,9 +47,8 @@ def demo(
         run_plan(plan_extraction(source, name, out / "cache", ExtractOptions(weights="random")))
     records: list[RunRecord] = []
     for features in (*BACKBONES, "+".join(BACKBONES)):
-        tell(f"training {seeds} linear heads on {features}")
         view = open_ensemble(out / "cache", "m-demo", features)
-        records += run_seeds(view, TrainConfig(), range(seeds), out / "results")
+        records += train_one(view, TrainConfig(), list(range(seeds)), out / "results", TrialOptions(), "cpu").records
     page, picture = save_report(records, out / "report.html")
     summaries = summarise(records)
     if json:

@@ -1,4 +1,4 @@
-"""Progress of an extraction: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of extractions and trainings: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -51,6 +51,54 @@ class ExtractionBar:
         elif time.monotonic() - self._said > _LINE_EVERY_S:
             self._said = time.monotonic()
             tell(f"{self._name}: {facts}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class EpochProgress:
+    """Shows epochs of a training; call it with the epochs done and the epochs in all."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bar: Any = None
+        self._task: Any = None
+        self._said = time.monotonic()
+
+    def __enter__(self) -> EpochProgress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=12),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(f"{self._name.rpartition('/')[2][:50]} epochs", total=None)
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take note of a finished epoch."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif time.monotonic() - self._said > _LINE_EVERY_S:
+            self._said = time.monotonic()
+            tell(f"{self._name}: epoch {done} of {total}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, soft_wrap=True)
+        else:
+            tell(text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

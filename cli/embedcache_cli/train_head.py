@@ -1,9 +1,10 @@
-"""``embedcache train-head``: features to scores over seeds."""
+"""``embedcache train-head``: stored features to test scores over seeds."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,68 +12,222 @@ from embedcache_cli.console import print_json, say, table, tell
 from embedcache_cli.options import Cache, Device, Json, Out
 
 if TYPE_CHECKING:
+    from embedcache.ensemble import Ensemble
+    from embedcache.evaluation.record import RunRecord
     from embedcache.evaluation.report import Summary
+    from embedcache.protocol import ProtocolResult
+    from embedcache.train_config import TrainConfig
+    from embedcache.trials import TrialOptions
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes over the steps."""
+
+    constant = "constant"
+    cosine = "cosine"
+    one_cycle = "one-cycle"
+
+
+class Loss(StrEnum):
+    """Loss of masks."""
+
+    cross_entropy = "cross-entropy"
+    dice = "dice"
+    focal = "focal"
+    both = "cross-entropy+dice"
+
+
+class ClassWeights(StrEnum):
+    """How much each class weighs."""
+
+    none = "none"
+    balanced = "balanced"
+
+
+class Precision(StrEnum):
+    """Arithmetic of matrix products."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Order(StrEnum):
+    """In which order runs visit samples."""
+
+    own = "own"
+    shared = "shared"
 
 
 def train_head(
     dataset: Annotated[
-        str, typer.Option("--dataset", help="Name of a dataset in the cache, or the KIND:PATH it was extracted from.")
-    ],
+        str | None,
+        typer.Option("--dataset", help="Name of a dataset in the cache, or the KIND:PATH it was extracted from."),
+    ] = None,
     features: Annotated[
-        list[str], typer.Option("--features", help="Store, or ensemble a+b+c; repeat to compare several.")
-    ],
+        list[str] | None, typer.Option("--features", help="Store, or ensemble a+b+c; repeat to compare several.")
+    ] = None,
     cache: Cache = "cache",
-    head: Annotated[str, typer.Option(help="Head to train.")] = "linear",
-    pooled: Annotated[str, typer.Option(help="Pooled vectors to use: mean or cls.")] = "mean",
+    head: Annotated[
+        str,
+        typer.Option(
+            help="On vectors: linear, logistic, knn, mlp. On maps: upernet, linear-seg, fcn.  [default: by task]"
+        ),
+    ] = "",
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Trials that choose learning rate and weight decay; 0 takes those given.  [default: 16, or 0 where "
+            "one of them is given]",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs; their seeds are 0, 1, 2 ...")] = 10,
     seed: Annotated[int | None, typer.Option(min=0, help="Run this one seed only.")] = None,
+    pooled: Annotated[str, typer.Option(help="Pooled vectors to use: mean or cls.")] = "mean",
+    channels: Annotated[str | None, typer.Option(help="START:STOP of the joined channels of pooled vectors.")] = None,
+    levels: Annotated[str | None, typer.Option(help="Levels that a head on maps reads, such as 0,2.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step.  [default: by size of the dataset]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's learning rate.  [default: by trials]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay.  [default: by trials]")] = None,
+    schedule: Annotated[Schedule, typer.Option(help="Learning rate over the steps.")] = Schedule.constant,
+    warmup: Annotated[float, typer.Option(help="Share of the steps over which the learning rate rises.")] = 0.0,
+    clip: Annotated[float, typer.Option(help="Largest L2 norm of a gradient; 0 is none.")] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(help="0 to 1.")] = 0.0,
+    class_weights: Annotated[ClassWeights, typer.Option(help="balanced: rare classes weigh more.")] = ClassWeights.none,
+    loss: Annotated[Loss, typer.Option(help="Loss of masks.")] = Loss.cross_entropy,
+    patience: Annotated[int, typer.Option(help="Stop a run after so many epochs without a better one; 0: never.")] = 0,
+    precision: Annotated[Precision, typer.Option(help="bf16: faster matrix products.")] = Precision.fp32,
+    standardise: Annotated[bool, typer.Option(help="Centre and scale each channel by the training split.")] = True,
+    batch_norm: Annotated[bool, typer.Option("--batch-norm", help="Batch normalisation before the head.")] = False,
+    hidden: Annotated[int, typer.Option(help="Hidden units of mlp.")] = 512,
+    dropout: Annotated[float, typer.Option(help="Dropout of mlp, upernet and fcn.")] = 0.0,
+    decoder_channels: Annotated[int, typer.Option(help="Channels inside upernet and fcn.")] = 256,
+    order: Annotated[Order, typer.Option(help="shared: every run visits the samples in one order.")] = Order.own,
+    c: Annotated[float | None, typer.Option(help="C of logistic.  [default: by trials]")] = None,
+    k: Annotated[int | None, typer.Option(help="Neighbours of knn.  [default: by trials]")] = None,
+    trial_batch: Annotated[int, typer.Option(min=1, help="Trials asked for and trained at once.")] = 8,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GB of features held in memory; the rest is streamed.  [default: auto]")
+    ] = None,
+    from_record: Annotated[
+        Path | None, typer.Option("--from-record", help="Run exactly what a result record says, and compare.")
+    ] = None,
     out: Out = Path("results"),
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Train again what has a record.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be trained, and how much memory; do nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Train a head on stored features over several seeds and print the test scores.
+    """Choose hyperparameters by trials, train a head over several seeds, and print the test scores.
 
-    The epoch is chosen on the validation split. Each run leaves a JSON record and its weights; a run that has a record
-    is not trained again.
+    Trials and epochs are judged on the validation split. Each run leaves a JSON record and its weights; what has a
+    record is not trained again. Interrupted, the same command continues.
     """
     from embedcache.device import choose_device
     from embedcache.ensemble import open_ensemble
-    from embedcache.evaluation.record import RunRecord
+    from embedcache.errors import SettingError
+    from embedcache.evaluation.record import save_runs_table
     from embedcache.evaluation.report import summarise
-    from embedcache.protocol import run_seeds
-    from embedcache.training import TrainConfig
+    from embedcache.train_config import TrainConfig
+    from embedcache.trials import TrialOptions
 
-    config = TrainConfig(
-        head=head,
-        pooled=pooled,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        epochs=epochs,
-        batch_size=batch_size,
-    )
     where = choose_device(device)
+    budget = None if memory is None else int(memory * 1e9)
+    if from_record is not None:
+        if dataset or features:
+            raise SettingError("--from-record says all that is to be run; leave --dataset and --features out.")
+        _rerun(from_record, cache, where, budget, json=json)
+        return
+    if not dataset or not features:
+        raise SettingError("'train-head' needs --dataset and --features (or --from-record FILE).")
+    given: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay, "c": c, "k": k}
+    fixed = {name: value for name, value in given.items() if value is not None}
+    if trials and fixed:
+        name = next(iter(fixed)).replace("_", "-")
+        raise SettingError(f"--trials chooses --{name} itself; give one of the two, or --trials 0.")
+    count = (0 if fixed else 16) if trials is None else trials
     dataset = dataset_name(dataset)
-    wanted = [seed] if seed is not None else list(range(seeds))
     views = [open_ensemble(cache, dataset, name) for name in dict.fromkeys(features)]
+    config = TrainConfig(
+        head=head or ("upernet" if views[0].task == "segmentation" else "linear"),
+        pooled=pooled,
+        channels=channels,
+        levels=_levels(levels),
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        schedule=schedule.value,
+        warmup=warmup,
+        clip=clip,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights.value,
+        loss=loss.value,
+        patience=patience,
+        precision=precision.value,
+        standardise=standardise,
+        batch_norm=batch_norm,
+        hidden=hidden,
+        dropout=dropout,
+        decoder_channels=decoder_channels,
+        order=order.value,
+        **fixed,
+    )
+    options = TrialOptions(count=count, batch=trial_batch) if count else None
+    wanted = [seed] if seed is not None else list(range(seeds))
+    if plan:
+        _show_plans(views, config, options, len(wanted), where, budget, json=json)
+        return
     records: list[RunRecord] = []
     for view in views:
-        trained: list[bool] = []
-
-        def note(_: RunRecord, new: bool, to: list[bool] = trained) -> None:
-            to.append(new)
-
-        records += run_seeds(view, config, wanted, out, device=where, force=force, on_run=note)
-        tell(f"{dataset}/{view.name}: {sum(trained)} runs trained, {len(trained) - sum(trained)} found in {out}")
+        result = train_one(view, config, wanted, out, options, where, force=force, budget=budget)
+        records += result.records
+    save_runs_table(out)
     summaries = summarise(records)
     if json:
         print_json([s.to_json() for s in summaries])
     else:
         show_summaries(summaries)
+
+
+def train_one(
+    view: Ensemble,
+    config: TrainConfig,
+    seeds: list[int],
+    out: Path,
+    options: TrialOptions | None,
+    device: str,
+    *,
+    force: bool = False,
+    budget: int | None = None,
+) -> ProtocolResult:
+    """Run the protocol on one store or ensemble, and tell how it goes."""
+    from embedcache.protocol import run_protocol
+    from embedcache.trials import describe
+    from embedcache_cli.progress import EpochProgress
+
+    name = f"{view.dataset}/{view.name}"
+    with EpochProgress(name) as progress:
+        result = run_protocol(
+            view,
+            config,
+            seeds,
+            out,
+            trials=options,
+            device=device,
+            force=force,
+            budget_bytes=budget,
+            on_epoch=progress,
+            on_choice=lambda choice: progress.say(f"{name}: {describe(choice)}"),
+        )
+    lost = [r for r in result.records if r.failed]
+    found = len(result.records) - result.trained
+    failed = f", {len(lost)} given up ({lost[0].failed})" if lost else ""
+    tell(f"{name}: {result.trained} runs trained, {found} found in {out}{failed}")
+    return result
 
 
 def dataset_name(reference: str) -> str:
@@ -93,17 +248,67 @@ def show_summaries(summaries: list[Summary]) -> None:
             s.dataset,
             s.features + (f" ({RANDOM_MARK})" if s.random_weights else ""),
             s.head,
-            f"{100 * s.mean:.1f}",
-            f"{100 * s.std:.1f}",
-            f"{100 * min(s.scores):.1f}",
-            f"{100 * max(s.scores):.1f}",
+            *((f"{100 * s.mean:.1f}", f"{100 * s.std:.1f}") if s.scores else ("-", "-")),
+            f"{100 * s.interval[0]:.1f} to {100 * s.interval[1]:.1f}" if s.interval else "-",
             len(s.scores),
         )
         for s in summaries
     ]
-    header = ("dataset", "features", "head", f"test {metric} %", "spread", "lowest", "highest", "seeds")
-    table(header, rows, right=frozenset({3, 4, 5, 6, 7}))
+    header = ("dataset", "features", "head", f"test {metric} %", "spread", "95 % interval", "seeds")
+    table(header, rows, right=frozenset({3, 4, 5, 6}))
     for note in sorted({n for s in summaries for n in s.notes}):
         say(f"note: {note}")
     if warning := weights_warning(summaries):
         say(f"note: {warning}")
+
+
+def _levels(text: str | None) -> tuple[int, ...] | None:
+    from embedcache.errors import SettingError
+
+    if text is None:
+        return None
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isdigit() for p in parts):
+        raise SettingError(f"--levels must be whole numbers such as 0,2 (0 is the finest), got {text!r}.")
+    return tuple(int(p) for p in parts)
+
+
+def _show_plans(
+    views: list[Ensemble],
+    config: TrainConfig,
+    options: TrialOptions | None,
+    seeds: int,
+    device: str,
+    budget: int | None,
+    *,
+    json: bool,
+) -> None:
+    from embedcache.training_plan import plan_training
+
+    plans = [plan_training(v, config, options.count if options else 0, seeds, device, budget) for v in views]
+    if json:
+        print_json([p.to_json() for p in plans])
+        return
+    for p in plans:
+        for line in p.lines():
+            say(line)
+
+
+def _rerun(path: Path, cache: str, device: str, budget: int | None, *, json: bool) -> None:
+    """Run what a record says, and say by how much the scores differ."""
+    from embedcache.evaluation.record import load_record
+    from embedcache.rerun import rerun
+
+    record: RunRecord = load_record(path)
+    again = rerun(record, cache, device, budget)
+    pairs = {k: (record.test.get(k), v) for k, v in again.test.items()}
+    if json:
+        print_json({"record": str(path), "failed": again.failed, "then_and_now": pairs})
+        return
+    rows = [(k, "-" if then is None else f"{100 * then:.3f}", f"{100 * now:.3f}") for k, (then, now) in pairs.items()]
+    table(("test metric", "recorded %", "now %"), rows, right=frozenset({1, 2}))
+    if record.environment.get("torch") != (now := again.torch):
+        say(f"note: the record was made with torch {record.environment.get('torch')}, this is {now}")
+    score = again.test.get(record.metric)
+    equal = score is not None and abs(score - record.score) < 1e-9
+    say(f"{record.metric}: {'the same' if equal else 'not the same'}, seed {record.seed} of {record.features}")

@@ -50,7 +50,7 @@ def tune_store(
     from embedcache.evaluation.report import METRIC_NAMES
     from embedcache.extraction_plan import ExtractOptions, plan_extraction
     from embedcache.store_layout import What
-    from embedcache.training import TrainConfig
+    from embedcache.train_config import TrainConfig
     from embedcache.tuning import recommended
     from embedcache.tuning import tune_store as run
     from embedcache_cli.extract import run_plan

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from embedcache.errors import EmbedcacheError
 from embedcache_stores.durable import replace_atomically
 from embedcache_stores.schema import canonical_json
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""1 knew neither trials, intervals, failed runs nor heads on maps."""
 
 
 class RecordError(EmbedcacheError, ValueError):
@@ -49,11 +51,27 @@ class RunRecord:
     created: str
     environment: Mapping[str, str]
     notes: Sequence[str] = ()
+    cache: str = "cache"
+    """Where the stores were found."""
+    grids: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """For heads on maps: channels, height and width of each ``<store>/<level>``."""
+    per_class: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """Test metrics class by class; None where a class is absent."""
+    interval: Sequence[float] | None = None
+    """95 % bootstrap interval of the primary metric over test samples."""
+    failed: str | None = None
+    """Why the run was given up; None where it was not."""
+    trials: Mapping[str, Any] | None = None
+    """How the hyperparameters were chosen; None where they were given."""
+    stacked_with: int = 1
+    """Runs trained in the same pass."""
+    peak_memory_bytes: int | None = None
+    """Largest memory of the process so far, on the GPU where one was used."""
 
     @property
     def score(self) -> float:
-        """The primary metric on test."""
-        return float(self.test[self.metric])
+        """The primary metric on test; NaN for a run that was given up."""
+        return float(self.test.get(self.metric, float("nan")))
 
 
 def run_folder(
@@ -84,13 +102,58 @@ def load_record(path: Path) -> RunRecord:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data["version"] != RECORD_VERSION:
-            raise RecordError(f"{str(path)!r} is a result record of version {data['version']}, not {RECORD_VERSION}.")
+        if data["version"] not in READABLE_VERSIONS:
+            raise RecordError(
+                f"{str(path)!r} is a result record of version {data['version']}; this embedcache reads "
+                f"{READABLE_VERSIONS[0]} to {READABLE_VERSIONS[-1]}."
+            )
         return RunRecord(**data)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, RecordError):
             raise
         raise RecordError(f"{str(path)!r} is not a result record ({error}). Remove it, and train again.") from error
+
+
+def save_runs_table(root: str | os.PathLike[str]) -> Path:
+    """Write every record under a folder into ``runs.parquet``, one row a run, for notebooks and spreadsheets.
+
+    Columns: ``dataset``, ``features``, ``head``, ``seed``, ``metric``, ``score``, ``interval_low``, ``interval_high``,
+    ``failed``, ``best_epoch``, ``seconds``, ``created``, ``random_weights``, ``fingerprints`` (JSON), and ``config.*``,
+    ``val.*``, ``test.*``, ``samples.*`` and ``environment.*``.
+    """
+    import pandas as pd
+
+    rows = []
+    for r in find_records(root):
+        low, high = r.interval or (None, None)
+        rows.append(
+            {
+                "dataset": r.dataset,
+                "features": r.features,
+                "head": r.config["head"],
+                "seed": r.seed,
+                "metric": r.metric,
+                "score": None if r.failed else r.score,
+                "interval_low": low,
+                "interval_high": high,
+                "failed": r.failed,
+                "best_epoch": r.best_epoch,
+                "seconds": r.seconds,
+                "created": r.created,
+                "random_weights": "+".join(r.random_weights),
+                "fingerprints": canonical_json(dict(r.fingerprints)),
+                **{f"config.{k}": str(v) if isinstance(v, list) else v for k, v in r.config.items()},
+                **{f"val.{k}": v for k, v in r.val.items()},
+                **{f"test.{k}": v for k, v in r.test.items()},
+                **{f"samples.{k}": v for k, v in r.samples.items()},
+                **{f"environment.{k}": v for k, v in r.environment.items()},
+            }
+        )
+    path = Path(root) / "runs.parquet"
+    temporary = path.with_suffix(".partial")
+    pd.DataFrame(rows).to_parquet(temporary)
+    temporary.replace(path)
+    return path
 
 
 def find_records(root: str | os.PathLike[str]) -> Iterator[RunRecord]:

@@ -34,16 +34,21 @@ class Summary:
     config: dict[str, Any]
     metric: str
     scores: tuple[float, ...]
-    """Primary metric on test, one per seed, 0 to 1."""
+    """Primary metric on test, one per seed that was not given up, 0 to 1."""
     seeds: tuple[int, ...]
+    """Seeds of those scores."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval over test samples, mean over seeds of its ends."""
+    chosen: tuple[str, ...] = ()
+    """Fields of the configuration that trials chose."""
     random_weights: tuple[str, ...]
     """Stores whose backbone was never trained."""
     notes: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
-        return float(np.mean(self.scores))
+        """Mean over seeds; NaN where all were given up."""
+        return float(np.mean(self.scores)) if self.scores else float("nan")
 
     @property
     def std(self) -> float:
@@ -52,6 +57,8 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form for ``--json``."""
+        if not self.scores:
+            return {**asdict(self), "mean": None, "std": None, "min": None, "max": None}
         return {**asdict(self), "mean": self.mean, "std": self.std, "min": min(self.scores), "max": max(self.scores)}
 
 
@@ -65,6 +72,9 @@ def summarise(records: Iterable[RunRecord]) -> list[Summary]:
     for runs in groups.values():
         ordered = sorted(runs, key=lambda r: r.seed)
         first = ordered[0]
+        done = [r for r in ordered if r.failed is None]
+        lost = tuple(f"{r.features}, seed {r.seed}: {r.failed}" for r in ordered if r.failed is not None)
+        ends = [r.interval for r in done if r.interval is not None]
         out.append(
             Summary(
                 dataset=first.dataset,
@@ -72,10 +82,12 @@ def summarise(records: Iterable[RunRecord]) -> list[Summary]:
                 head=str(first.config["head"]),
                 config=dict(first.config),
                 metric=first.metric,
-                scores=tuple(r.score for r in ordered),
-                seeds=tuple(r.seed for r in ordered),
+                scores=tuple(r.score for r in done),
+                seeds=tuple(r.seed for r in done),
+                interval=(float(np.mean([e[0] for e in ends])), float(np.mean([e[1] for e in ends]))) if ends else None,
+                chosen=tuple(first.trials["chosen"]) if first.trials else (),
                 random_weights=tuple(first.random_weights),
-                notes=tuple(first.notes),
+                notes=(*first.notes, *lost),
             )
         )
     datasets = list(dict.fromkeys(s.dataset for s in out))
@@ -97,13 +109,13 @@ def box_plot(summaries: Sequence[Summary]) -> Figure:
     """Draw the paper's Figure 2: one box per features and dataset, each over its seeds, every seed as a dot."""
     from matplotlib.figure import Figure
 
-    datasets = list(dict.fromkeys(s.dataset for s in summaries))
-    widest = max(sum(s.dataset == d for s in summaries) for d in datasets)
-    width = max(4.2, 1.0 + 1.35 * widest) * len(datasets)
+    datasets = list(dict.fromkeys(s.dataset for s in summaries if s.scores))
+    widest = max((sum(s.dataset == d for s in summaries) for d in datasets), default=1)
+    width = max(4.2, 1.0 + 1.35 * widest) * max(1, len(datasets))
     figure = Figure(figsize=(width, 4.4), layout="constrained")
     for position, dataset in enumerate(datasets, start=1):
         axes = figure.add_subplot(1, len(datasets), position)
-        here = [s for s in summaries if s.dataset == dataset]
+        here = [s for s in summaries if s.dataset == dataset and s.scores]
         scores = [[100 * v for v in s.scores] for s in here]
         axes.boxplot(scores, widths=0.5, medianprops={"color": "#b3402a", "linewidth": 1.6}, showfliers=False)
         for i, values in enumerate(scores, start=1):
@@ -140,8 +152,11 @@ def _label(summary: Summary, among: Sequence[Summary]) -> str:
     """Features one member a line; the head too, where the same features stand there twice."""
     name = summary.features.replace("+", "\n+ ")
     if sum(s.features == summary.features for s in among) > 1:
-        changed = {k for s in among for k, v in s.config.items() if v != summary.config.get(k)}
-        name += "\n" + ", ".join(f"{k} {summary.config.get(k)}" for k in sorted(changed))
+        same = [s for s in among if s.features == summary.features]
+        free = {k for s in same for k in s.chosen}
+        changed = {k for s in same for k in s.config if s.config[k] != summary.config.get(k)} - free
+        values = {k: summary.config.get(k) for k in sorted(changed)}
+        name += "\n" + ", ".join(str(v) if k == "head" else f"{k} {v}" for k, v in values.items())
     return name
 
 
@@ -168,23 +183,31 @@ def _page(summaries: Sequence[Summary], picture: str) -> str:
     for dataset in dict.fromkeys(s.dataset for s in summaries):
         parts += _table(dataset, [s for s in summaries if s.dataset == dataset])
     parts.append(
-        "<p><small>Spread is the standard deviation over seeds; it says nothing about other test images.</small>"
+        "<p><small>Spread is the standard deviation over seeds. The interval is a bootstrap over test images, "
+        "averaged over seeds; it says how far other test images of the same kind could move the score.</small>"
     )
     return "\n".join(parts) + "\n"
 
 
 def _table(dataset: str, here: Sequence[Summary]) -> list[str]:
-    best = max(s.mean for s in here)
+    best = max((s.mean for s in here if s.scores), default=0.0)
     metric = METRIC_NAMES.get(here[0].metric, here[0].metric)
     rows = [
         f"<h2>{html.escape(dataset)}</h2><div class=scroll><table><tr><th>features<th>head<th class=n>test {metric} %"
-        "<th class=n>spread<th class=n>lowest<th class=n>highest<th class=n>seeds"
+        "<th class=n>spread<th class=n>95 % interval<th class=n>lowest<th class=n>highest<th class=n>seeds"
     ]
     for s in here:
         mark = f" <small>({RANDOM_MARK})</small>" if s.random_weights else ""
+        if not s.scores:
+            rows.append(
+                f"<tr><td>{html.escape(s.features)}{mark}<td>{html.escape(s.head)}<td colspan=6>every run was given up"
+            )
+            continue
+        span = f"{100 * s.interval[0]:.1f} to {100 * s.interval[1]:.1f}" if s.interval else "-"
         rows.append(
             f"<tr><td>{html.escape(s.features)}{mark}<td>{html.escape(s.head)}"
             f"<td class='n{' best' if s.mean == best else ''}'>{100 * s.mean:.1f}<td class=n>{100 * s.std:.1f}"
+            f"<td class=n>{span}"
             f"<td class=n>{100 * min(s.scores):.1f}<td class=n>{100 * max(s.scores):.1f}<td class=n>{len(s.scores)}"
         )
     rows.append("</table></div>")

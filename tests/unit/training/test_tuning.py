@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embedcache.errors import DatasetError, SettingError
-from embedcache.training import TrainConfig
+from embedcache.train_config import TrainConfig
 from embedcache.tuning import EncodingResult, recommended, tune_store
 from embedcache_stores import ArraySpec, FeatureStore, FeatureWriter, LevelSpec, StoreSpec
 from embedcache_stores.schema import level_arrays

@@ -1,0 +1,56 @@
+"""Runs again exactly what a result record says."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+
+from embedcache.ensemble import Ensemble, open_ensemble
+from embedcache.errors import SettingError
+from embedcache.evaluation.record import RunRecord
+from embedcache.train_config import TrainConfig
+from embedcache.training import load_data, train_head
+from embedcache_stores.place import Location
+
+
+@dataclass(frozen=True)
+class Again:
+    """What a record's run gave this time."""
+
+    test: dict[str, float]
+    failed: str | None
+    torch: str
+    """Version of torch now."""
+
+
+def rerun(record: RunRecord, cache: Location, device: str = "cpu", budget_bytes: int | None = None) -> Again:
+    """Train one run anew from its record.
+
+    Raises
+    ------
+    SettingError
+        If the features are not those of the record, or its configuration is of another version.
+    """
+    features = open_recorded(record, cache)
+    config = TrainConfig.from_json(record.config)
+    result = train_head(load_data(features, config, device, budget_bytes=budget_bytes), config, record.seed)
+    return Again(result.test, result.failed, importlib.metadata.version("torch"))
+
+
+def open_recorded(record: RunRecord, cache: Location) -> Ensemble:
+    """Open the features that a record was made from.
+
+    Raises
+    ------
+    SettingError
+        If a store of that name has another fingerprint now.
+    """
+    features = open_ensemble(cache, record.dataset, record.features)
+    for name, fingerprint in features.fingerprints.items():
+        if record.fingerprints.get(name) != fingerprint:
+            raise SettingError(
+                f"store {name!r} of {record.dataset!r} is not the one of the record: its fingerprint is "
+                f"{fingerprint[:12]}, the record's {str(record.fingerprints.get(name))[:12]}. Extract it as it was, or "
+                "train anew."
+            )
+    return features
