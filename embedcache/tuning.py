@@ -12,7 +12,7 @@ import torch
 
 from embedcache.ensemble import Ensemble
 from embedcache.errors import DatasetError, SettingError
-from embedcache.evaluation.metrics import PRIMARY, evaluate
+from embedcache.evaluation.metrics import PRIMARY, primary_scores
 from embedcache.loading import SPLITS, PooledData, Vectors
 from embedcache.train_config import Run, TrainConfig
 from embedcache.training import train
@@ -229,6 +229,7 @@ def _resampled_scores(data: PooledData, config: TrainConfig, seeds: Sequence[int
         if result.test_logits is None:
             raise SettingError(f"a head of the pilot could not be trained: {result.failed}.")
         logits.append(result.test_logits)
+    stacked = np.stack(logits)
     rng, target = np.random.default_rng(0), data.test.y.numpy()
     groups = np.unique(data.test.sample_ids, return_inverse=True)[1]  # positions of one mask stay together
     members = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
@@ -236,6 +237,6 @@ def _resampled_scores(data: PooledData, config: TrainConfig, seeds: Sequence[int
     for _ in range(_RESAMPLES):
         drawn = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
         taken = rng.integers(0, len(seeds), len(seeds))
-        each = [evaluate(data.task, logits[s][drawn], target[drawn])[PRIMARY[data.task]] for s in taken]
-        scores.append(float(np.mean(each)))
+        each = primary_scores(data.task, stacked[taken][:, drawn], target[drawn])
+        scores.append(float(each.mean()))
     return np.array(scores)

@@ -42,6 +42,14 @@ def grid_of(maps: Tensor) -> tuple[int, int]:
     return maps.shape[2], maps.shape[3]
 
 
+def sum_of(maps: Iterable[Tensor]) -> Tensor:
+    """Sum maps of one shape."""
+    first, *others = maps
+    for x in others:
+        first = first + x
+    return first
+
+
 def sum_on_finest(maps: Iterable[Tensor]) -> Tensor:
     """Sum maps ``(b, channel, y, x)`` on the finest grid among them; those of one grid are resized once, together."""
     by_grid: dict[tuple[int, int], Tensor] = {}

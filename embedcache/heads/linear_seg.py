@@ -25,9 +25,8 @@ class LinearSegHead(nn.Module):
     the classes on its own grid, and only class logits are resized and summed. The answer is that of the concatenated
     form, and so are the parameters (one ``classifier``); no map of many channels is ever enlarged.
 
-    With ``config.standardise`` (the default) or ``config.batch_norm`` each level first passes a batch normalisation
-    without learned scale and shift, since levels and backbones differ in scale by orders of magnitude; the mean and
-    variance of training are saved with the weights. The linear layer makes a learned scale and shift superfluous.
+    With ``config.batch_norm`` each level first passes a batch normalisation without learned scale and shift; the mean
+    and variance of training are saved with the weights. Maps come standardised by default, which serves as well.
     """
 
     def __init__(self, members: Sequence[Sequence[LevelSpec]], num_classes: int, config: TrainConfig) -> None:
@@ -35,7 +34,7 @@ class LinearSegHead(nn.Module):
         self.widths = [level.channels for levels in members for level in levels]
         if not self.widths:
             raise SettingError("linear-seg needs at least one level of feature maps.")
-        norm = config.standardise or config.batch_norm
+        norm = config.batch_norm
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, affine=False) if norm else nn.Identity() for c in self.widths)
         self.dropout = dropout(config.dropout)
         self.classifier = nn.Conv2d(sum(self.widths), num_classes, 1)

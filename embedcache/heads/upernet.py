@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from embedcache.heads._layers import conv_norm_relu, dropout, grid_of, initialised, resized
+from embedcache.heads._layers import conv_norm_relu, dropout, grid_of, initialised, resized, sum_of
 from embedcache.heads._pyramid import JoinedPyramid
+from embedcache.heads._reordered import conv_of_resized
 from embedcache.heads._spec import HeadSpec
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class UPerNetDecoder(nn.Module):
     def __init__(self, levels: Sequence[int], channels: int) -> None:
         super().__init__()
         *finer, top = levels
+        self.channels = channels
         # PSPNet's pyramid pooling (Zhao et al. 2017): averages over 1, 4, 9 and 36 parts of the coarsest level
         self.psp_modules = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), conv_norm_relu(top, channels, 1)) for scale in POOL_SCALES
@@ -56,9 +58,14 @@ class UPerNetDecoder(nn.Module):
             coarse = lateral(x) + resized(coarse, grid_of(x), align_corners=True)
             outputs.append(smooth(coarse))
         finest = grid_of(maps[0])
-        fused: Tensor = self.fpn_bottleneck(
-            torch.cat([resized(x, finest, align_corners=True) for x in reversed(outputs)], dim=1)
+        # TerraTorch convolves the concatenation of all levels enlarged. That is the sum over levels of a convolution of
+        # each enlarged, and those of coarse levels cost a fraction of it: see conv_of_resized.
+        conv, norm, act = self.fpn_bottleneck
+        weights = cast("nn.Conv2d", conv).weight.split(self.channels, dim=1)
+        summed = sum_of(
+            conv_of_resized(x, weight, finest) for x, weight in zip(reversed(outputs), weights, strict=True)
         )
+        fused: Tensor = act(norm(summed))
         return fused
 
 

@@ -17,6 +17,7 @@ from embedcache.errors import SettingError
 from embedcache.heads import fcn, linear_seg, upernet
 from embedcache.heads._layers import initialise
 from embedcache.heads._pyramid import JoinedPyramid
+from embedcache.heads._reordered import conv_of_resized
 from embedcache.train_config import TrainConfig
 from embedcache_stores import LevelSpec
 
@@ -184,16 +185,16 @@ def concatenated(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
 
 
 @pytest.mark.parametrize("members", SETS.values(), ids=SETS)
-@pytest.mark.parametrize("standardise", [True, False])
-def test_linear_seg_is_a_convolution_of_the_concatenated_levels(members: Members, standardise: bool) -> None:
-    config = SMALL.with_(standardise=standardise)
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_linear_seg_is_a_convolution_of_the_concatenated_levels(members: Members, batch_norm: bool) -> None:
+    config = SMALL.with_(batch_norm=batch_norm)
     head = build("linear-seg", members, config)
     assert isinstance(head, linear_seg.LinearSegHead)
     maps = maps_of(members, seed=3)
     flat = [x * 10**i for i, x in enumerate(x for levels in maps for x in levels)]
     it = iter(flat)
     maps = [[next(it) for _ in levels] for levels in members]
-    normed = [F.batch_norm(x, None, None, training=True) for x in flat] if standardise else flat
+    normed = [F.batch_norm(x, None, None, training=True) for x in flat] if batch_norm else flat
     grid = max((x.shape[2], x.shape[3]) for x in flat)
     want = head.classifier(concatenated(normed, grid))
     got = head(maps)
@@ -209,7 +210,7 @@ def test_linear_seg_is_a_convolution_of_the_concatenated_levels(members: Members
 
 
 def test_linear_seg_remembers_the_scale_of_training() -> None:
-    head = build("linear-seg", [PLAIN])
+    head = build("linear-seg", [PLAIN], SMALL.with_(batch_norm=True))
     maps = [[3 + 2 * x for x in maps_of([PLAIN], rows=16)[0]]]
     for _ in range(100):
         head(maps)
@@ -245,7 +246,7 @@ def test_all_initial_weights_come_from_the_generator(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_initial_weights_have_torchs_distributions(name: str) -> None:
-    head = build(name, [NATIVE, PLAIN], SMALL.with_(decoder_channels=64))
+    head = build(name, [NATIVE, PLAIN], SMALL.with_(decoder_channels=64, batch_norm=True))
     for layer in head.modules():
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             continue
@@ -300,6 +301,27 @@ def flops(head: nn.Module, members: Members) -> int:
     with FlopCounterMode(display=False) as counter:
         head.to("meta")(maps_of(members, device="meta"))
     return counter.get_total_flops() // 2  # of two samples
+
+
+@pytest.mark.parametrize(
+    ("small", "large"), [((1, 1), (4, 4)), ((7, 7), (14, 14)), ((5, 3), (9, 12)), ((6, 6), (6, 6))]
+)
+def test_a_convolution_of_an_enlarged_map_is_computed_on_the_small_one(
+    small: tuple[int, int], large: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, *small, dtype=torch.float32, requires_grad=True)
+    weight = torch.randn(5, 4, 3, 3, requires_grad=True)
+    enlarged = F.interpolate(x, size=large, mode="bilinear", align_corners=True)
+    want = F.conv2d(enlarged, weight, padding=1)
+    got = conv_of_resized(x, weight, large)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    for a, b in zip(
+        torch.autograd.grad(got.square().sum(), [x, weight]),
+        torch.autograd.grad(want.square().sum(), [x, weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
 def test_fcn_costs_a_fifth_of_upernet_at_most_and_linear_seg_less() -> None:
