@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from embedcache.loading import PooledData, Vectors
 from embedcache_stores import ArraySpec, FeatureStore, FeatureWriter, LevelSpec, StoreSpec
 
 Make = Callable[..., FeatureStore]
@@ -104,5 +106,32 @@ def blobs() -> Callable[..., tuple[np.ndarray, np.ndarray, list[str]]]:
         x = centres[label] + noise * rng.normal(size=(rows, channels))
         split = [("train", "train", "val", "test")[i % 4] for i in range(rows)]
         return x.astype(np.float32), label, split
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def pooled() -> Callable[..., PooledData]:
+    """Return ``pooled(task, train, ...)``: vectors in memory that a plane separates only in part."""
+
+    def draw(
+        task: str = "classification",
+        train: int = 61,
+        other: int = 40,
+        channels: int = 6,
+        classes: int = 3,
+        seed: int = 0,
+        noise: float = 1.0,
+    ) -> PooledData:
+        rng = np.random.default_rng(seed)
+        plane = rng.normal(size=(channels, classes))
+        splits = []
+        for n in (train, other, other + 1):
+            x = rng.normal(size=(n, channels)) * rng.uniform(0.5, 3, channels) + 1
+            logits = x @ plane + noise * rng.normal(size=(n, classes)) * np.linalg.norm(plane)
+            y = logits.argmax(axis=1) if task == "classification" else (logits > np.median(logits, axis=0))
+            target = torch.from_numpy(y.astype(np.int64 if task == "classification" else np.float32))
+            splits.append(Vectors.held(torch.from_numpy(x.astype(np.float32)), target, np.arange(n).astype(str)))
+        return PooledData(*splits, task=task, num_classes=classes)
 
     return draw
