@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from embedcache.dense_data import DenseData, open_dense
 from embedcache.ensemble import Ensemble
 from embedcache.errors import SettingError
 from embedcache.heads._registry import get_head
@@ -18,9 +19,8 @@ from embedcache.train_config import Run, TrainConfig
 if TYPE_CHECKING:
     import torch
 
-    from embedcache.dense_data import DenseData
-
-    Data = PooledData | DenseData
+Data = PooledData | DenseData
+"""What heads read: pooled vectors, or maps and masks."""
 
 VARIED = ("learning_rate", "weight_decay")
 """Fields of the configuration in which runs trained together may differ."""
@@ -66,8 +66,6 @@ def load_data(features: Ensemble, config: TrainConfig, device: str = "cpu", *, b
     """
     spec = head_for(features, config)
     if spec.decode is not None:
-        from embedcache.dense_data import open_dense
-
         return open_dense(features, config, device, budget_bytes=budget_bytes)
     return load_pooled(features, config.pooled, device, channels=config.channels, budget_bytes=budget_bytes)
 
