@@ -15,6 +15,7 @@ from embedcache_stores.errors import (
     StoreError,
     StoreLockedError,
     StoreNotFoundError,
+    StoreUnreachableError,
     StoreWriteError,
 )
 from embedcache_stores.feature_store import FeatureStore, open_store
@@ -46,6 +47,7 @@ __all__ = [
     "StoreManifest",
     "StoreNotFoundError",
     "StoreSpec",
+    "StoreUnreachableError",
     "StoreWriteError",
     "discard",
     "find_stores",

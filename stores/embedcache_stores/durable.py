@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from embedcache_stores.errors import StoreError, StoreWriteError
+from embedcache_stores.errors import StoreError, StoreUnreachableError, StoreWriteError
 
 
 def fsync_path(path: Path) -> None:
@@ -36,17 +36,23 @@ def explained_writes(where: object) -> Iterator[None]:
     """Turn the file system's refusals into a sentence that says what happened and that nothing is lost."""
     try:
         yield
+    except StoreUnreachableError as error:
+        raise _refusal(where, error) from error
     except OSError as error:
         if isinstance(error, StoreError):
             raise
-        reason = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EROFS: "the file system is read-only",
-            errno.EACCES: "permission was denied",
-            errno.EFBIG: "the file size limit was reached",
-        }.get(error.errno or 0, error.strerror or str(error))
-        raise StoreWriteError(
-            f"could not write {str(where)!r}: {reason}. The row groups written so far are kept; "
-            "make room (or fix the permission) and run the same command again to continue."
-        ) from error
+        raise _refusal(where, error) from error
+
+
+def _refusal(where: object, error: OSError) -> StoreWriteError:
+    reason = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "permission was denied",
+        errno.EFBIG: "the file size limit was reached",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return StoreWriteError(
+        f"could not write {str(where)!r}: {reason}. The row groups written so far are kept; "
+        "make room (or fix the permission) and run the same command again to continue."
+    )

@@ -11,6 +11,7 @@ EmbedcacheError                 one clear sentence for the user; the command lin
 │   ├── SaturatedError          (ValueError) too many values are beyond what their dtype holds
 │   ├── StoreChangedError       the store was written anew, or removed, since it was opened
 │   ├── StoreLockedError        another process is writing it
+│   ├── StoreUnreachableError   (OSError) the object store refused or did not answer
 │   └── StoreWriteError         (OSError) the disk refused: full, read-only, gone
 └── (embedcache.errors)         bad names, bands, weights, images, settings
 """
@@ -84,6 +85,13 @@ class SaturatedError(StoreError, ValueError):
 
 class StoreLockedError(StoreError):
     """Another process is writing this store."""
+
+
+class StoreUnreachableError(StoreError, OSError):
+    """The object store refused a request, or could not be reached."""
+
+    def __str__(self) -> str:
+        return f"{self.strerror}. Are the address and the credentials in the environment right?"
 
 
 class StoreWriteError(StoreError, OSError):

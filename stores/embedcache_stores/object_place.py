@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from embedcache_stores.errors import StoreError, StoreLockedError
+from embedcache_stores.errors import StoreError, StoreLockedError, StoreUnreachableError
 from embedcache_stores.place import LOCK_FILE, Lock, Place
 
 SCHEMES = ("s3", "gs", "az", "memory")
@@ -33,13 +33,10 @@ class ObjectPlace(Place):
         self.url = url.rstrip("/")
         scheme, _, rest = self.url.partition("://")
         bucket, _, prefix = rest.partition("/")
-        if scheme == "az":  # account/container/prefix
-            container, _, prefix = prefix.partition("/")
-            bucket = f"{bucket}/{container}" if container else ""
-        if scheme not in SCHEMES or not bucket.strip("/"):
+        if scheme not in SCHEMES or not bucket:
             raise StoreError(
                 f"{url!r} names no place for stores: use a local path, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, "
-                "az://ACCOUNT/CONTAINER/PREFIX, memory://NAME."
+                "az://CONTAINER/PREFIX, memory://NAME."
             )
         self._store = _open_bucket(scheme, bucket)
         self._prefix = prefix
@@ -225,7 +222,13 @@ def _open_bucket(scheme: str, bucket: str) -> Any:
         return _memory(bucket)
     plain: Any = {"allow_http": True} if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else {}
     retry: Any = {"max_retries": 5, "retry_timeout": _seconds(30)}
-    return from_url(f"{scheme}://{bucket}", client_options=plain or None, retry_config=retry)
+    try:
+        return from_url(f"{scheme}://{bucket}", client_options=plain or None, retry_config=retry)
+    except Exception as error:  # obstore's own kinds; such as an account that no variable names
+        raise StoreError(
+            f"{scheme}://{bucket} cannot be opened ({_first_line(error)}). Account, region and credentials are read "
+            "from the environment: AWS_*, GOOGLE_*, AZURE_STORAGE_* (for az:// AZURE_STORAGE_ACCOUNT_NAME at least)."
+        ) from error
 
 
 def _seconds(count: int) -> Any:
@@ -244,17 +247,17 @@ def _memory(name: str) -> Any:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn obstore's refusals into the OSErrors that a disk would raise."""
+    """Turn obstore's refusals into our own, which are OSErrors as a disk's are."""
     from obstore import exceptions as refused
 
     try:
         yield
     except (refused.PermissionDeniedError, refused.UnauthenticatedError) as error:
-        raise PermissionError(errno.EACCES, f"the object store refused it ({_first_line(error)})") from error
+        raise StoreUnreachableError(errno.EACCES, f"the object store refused it ({_first_line(error)})") from error
     except refused.AlreadyExistsError:
         raise
     except refused.BaseError as error:
-        raise OSError(errno.EIO, f"the object store answered: {_first_line(error)}") from error
+        raise StoreUnreachableError(errno.EIO, f"the object store answered: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -28,11 +28,12 @@ from embedcache_stores import (
     StoreError,
     StoreLockedError,
     StoreNotFoundError,
-    StoreWriteError,
+    StoreUnreachableError,
     find_stores,
     open_place,
 )
 from embedcache_stores.copying import copy_store
+from embedcache_stores.object_place import ObjectPlace
 from embedcache_stores.ownership import discard
 from embedcache_stores.verify import verify_store
 
@@ -194,16 +195,36 @@ def test_a_removed_store_is_gone_for_readers_first(chips: Path, bucket: str, hie
     [
         ("s3://", "names no place for stores"),
         ("ftp://host/x", "names no place for stores"),
-        ("az://account", "names no place for stores"),
+        ("az:///prefix", "names no place for stores"),
+        ("az://container/prefix", "AZURE_STORAGE_ACCOUNT_NAME"),
     ],
 )
-def test_a_place_that_is_none_is_refused(url: str, sentence: str) -> None:
+def test_a_place_that_is_none_is_refused(url: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(StoreError, match=sentence):
         open_place(url)
 
 
+def test_addresses_of_every_kind_name_bucket_and_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {
+        **ENVIRONMENT,
+        "AZURE_STORAGE_ACCOUNT_NAME": "account",
+        "AZURE_STORAGE_ACCOUNT_KEY": "a2V5",
+    }.items():
+        monkeypatch.setenv(key, value)
+    for scheme in ("s3", "gs", "az"):
+        place = open_place(f"{scheme}://bucket/some/cache/").child("m-x").child("a.zarr")
+        assert isinstance(place, ObjectPlace)
+        assert place.url == f"{scheme}://bucket/some/cache/m-x/a.zarr"
+        assert (place.name, place.parent_name) == ("a.zarr", "m-x")
+        store, path = place.zarr_store()
+        assert path == "some/cache/m-x/a.zarr"
+        assert "bucket" in store.store.config.values()
+        assert store.store.prefix is None
+
+
 def test_a_bucket_that_refuses_is_said(server: str, chips: Path, bucket: str, hiera: Any) -> None:
-    with pytest.raises((StoreWriteError, OSError), match=r"object store (answered|refused)"):
+    with pytest.raises(StoreUnreachableError, match=r"object store (answered|refused).*credentials"):
         extract(plan(chips, "s3://no-such-bucket-anywhere/x"), extractor=hiera())
 
 
