@@ -79,13 +79,15 @@ class _Stack:
         step = 0
         for epoch in range(1, self.epochs + 1):
             losses, step = self._one_epoch(epoch, step)
-            self._give_up(losses, epoch)
+            losses = losses[self._give_up("loss", losses, epoch)]
+            logits = self._logits(self.data.val)
+            finite = self._give_up("validation output", logits.sum(axis=(1, 2), dtype=np.float64), epoch)
             if not self.active:
                 break
-            logits = self._logits(self.data.val)
+            if not finite.all():
+                losses, logits = losses[finite], logits[finite]
             scores = primary_scores(self.data.task, logits, self.data.val.y.cpu().numpy())
-            alive = losses[np.isfinite(losses)]
-            for place, (run, score, loss) in enumerate(zip(self.active, scores, alive, strict=True)):
+            for place, (run, score, loss) in enumerate(zip(self.active, scores, losses, strict=True)):
                 point = {"epoch": epoch, "train_loss": float(loss), f"val_{primary}": float(score)}
                 self.curves[run].append(point)
                 if score > self.best[run][0]:
@@ -148,6 +150,8 @@ class _Stack:
         self.head.eval()
         n, runs = len(split), len(self.active)
         out = np.empty((runs, n, self.data.num_classes), dtype=np.float32)
+        if not runs:
+            return out
         step = max(1, _EVALUATE_BYTES // (4 * runs * max(self.data.num_classes, self.data.channels)))
         with torch.inference_mode(), self._arithmetic():
             for start in range(0, n, step):
@@ -155,16 +159,17 @@ class _Stack:
                 out[:, start : start + len(at)] = self.head(self._vectors(split, at)).float().cpu().numpy()
         return out
 
-    def _give_up(self, losses: npt.NDArray[np.float64], epoch: int) -> None:
-        lost = [i for i, loss in enumerate(losses) if not np.isfinite(loss)]
-        for i in lost:
+    def _give_up(self, what: str, values: npt.NDArray[np.float64], epoch: int) -> npt.NDArray[np.bool_]:
+        """Drop active runs whose value is not finite; return which were kept."""
+        finite = np.isfinite(values)
+        for i in np.flatnonzero(~finite):
             run = self.runs[self.active[i]]
             self.failed[self.active[i]] = (
-                f"the loss of seed {run.seed} became {losses[i]} in epoch {epoch}; lower --learning-rate "
+                f"the {what} of seed {run.seed} became {values[i]} in epoch {epoch}; lower --learning-rate "
                 f"({run.config.learning_rate:g})"
             )
-        if lost:
-            self._keep([i for i in range(len(self.active)) if i not in lost])
+        self._keep(np.flatnonzero(finite).tolist())
+        return finite
 
     def _keep(self, places: Sequence[int]) -> None:
         """Drop runs that ended; the others do not notice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, get_args
@@ -35,7 +36,7 @@ class TrainConfig:
     """Samples of a step; None: :func:`default_batch_size`."""
     schedule: Schedule = "constant"
     warmup: float = 0.0
-    """Share of all steps over which the learning rate rises linearly from 0."""
+    """Share of all steps over which the learning rate rises linearly from 0; ``one-cycle`` has a rise of its own."""
     clip: float = 0.0
     """Largest L2 norm of a run's gradient; 0 is none."""
     label_smoothing: float = 0.0
@@ -65,10 +66,23 @@ class TrainConfig:
     """Neighbours of ``knn``."""
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise SettingError(f"--{name.replace('_', '-')} must be one of {known}, got {getattr(self, name)!r}.")
+        if self.schedule == "one-cycle" and self.warmup:
+            raise SettingError("--warmup has no meaning with --schedule one-cycle, which rises over its first 30 %.")
+        if self.channels is not None:
+            channel_range(self.channels)
+
+    def _check_numbers(self) -> None:
         for name in ("epochs", "steps", "batch_size", "hidden", "decoder_channels", "k"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+        for name in ("learning_rate", "weight_decay", "warmup", "clip", "label_smoothing", "dropout", "c"):
+            if not math.isfinite(getattr(self, name)):
+                raise SettingError(f"--{name.replace('_', '-')} must be a finite number, got {getattr(self, name)}.")
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise SettingError(
                 f"--learning-rate must be above 0 and --weight-decay not below, got {self.learning_rate} and "
@@ -82,11 +96,6 @@ class TrainConfig:
                 raise SettingError(f"--{name} must not be below {least}, got {getattr(self, name)}.")
         if self.c <= 0:
             raise SettingError(f"--c must be above 0, got {self.c}.")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise SettingError(f"--{name.replace('_', '-')} must be one of {known}, got {getattr(self, name)!r}.")
-        if self.channels is not None:
-            channel_range(self.channels)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""

@@ -76,10 +76,15 @@ def head_for(features: Ensemble, config: TrainConfig) -> HeadSpec:
     Raises
     ------
     SettingError
-        If it cannot learn the targets at hand; the message names heads that can.
+        If it cannot learn the targets at hand (the message names heads that can), or reads something else than the
+        configuration selects.
     """
     spec = get_head(config.head)
     _check_task(spec, features.task)
+    if spec.decode is None and config.levels is not None:
+        raise SettingError(f"--levels is for heads on maps; head {spec.name!r} reads pooled vectors (--channels).")
+    if spec.decode is not None and config.channels is not None:
+        raise SettingError(f"--channels is for heads on pooled vectors; head {spec.name!r} reads maps (--levels).")
     return spec
 
 

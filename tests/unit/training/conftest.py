@@ -15,6 +15,8 @@ from embedcache_stores import ArraySpec, FeatureStore, FeatureWriter, LevelSpec,
 
 Make = Callable[..., FeatureStore]
 
+torch.set_num_threads(1)  # tiny products; threads would only wait for each other
+
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
