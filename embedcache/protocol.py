@@ -18,7 +18,7 @@ from embedcache.ensemble import Ensemble
 from embedcache.evaluation.metrics import PRIMARY
 from embedcache.evaluation.record import RECORD_VERSION, RunRecord, load_record, run_folder, save_record
 from embedcache.heads._registry import get_head
-from embedcache.train_config import Run, TrainConfig
+from embedcache.train_config import Run, TrainConfig, default_batch_size
 from embedcache.training import Data, Progress, TrainResult, head_for, load_data, train
 from embedcache.trials import Choice, TrialOptions, choose
 from embedcache_stores.schema import canonical_json
@@ -79,6 +79,7 @@ def run_protocol(
         If the head cannot learn from these features, before anything is trained.
     """
     spec = head_for(features, config)
+    config = settled(features, config)
     loaded: list[Data] = []
 
     def data() -> Data:
@@ -108,6 +109,15 @@ def run_protocol(
             save_record(path, record)  # after the weights: a record promises that they are there
     records = [load_record(folder / f"seed-{s}.json") for s in wanted]
     return ProtocolResult(records, choice, len(missing))
+
+
+def settled(features: Ensemble, config: TrainConfig) -> TrainConfig:
+    """Fill in what is left to the size of the dataset, so that a record says it and a later version keeps to it."""
+    spec = get_head(config.head)
+    if config.batch_size is not None or spec.fit is not None:
+        return config
+    train_rows = int((features.split == "train").sum())
+    return config.with_(batch_size=default_batch_size(train_rows, maps=spec.decode is not None))
 
 
 def study_folder(out: str | os.PathLike[str], features: Ensemble, config: TrainConfig, trials: TrialOptions) -> Path:
