@@ -1,4 +1,4 @@
-"""Prithvi-EO-2.0: vision transformers pretrained on six HLS bands; TL variants also take time and location.
+"""Prithvi-EO 1.0 and 2.0: vision transformers pretrained on six HLS bands; TL variants also take time and location.
 
 Architecture, bands and statistics: TerraTorch (Apache-2.0), ``models/backbones/prithvi_vit.py``. Input: surface
 reflectance x 10 000. Only the last block's output is layer-normed, as in TerraTorch.
@@ -7,6 +7,7 @@ reflectance x 10 000. Only the last block's output is layer-normed, as in TerraT
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from embedcache.backbones._spec import BackboneSpec, BandInput, FeatureExtractor, Features, HubFile
@@ -17,17 +18,18 @@ from embedcache.backbones._weights import fill
 if TYPE_CHECKING:
     import torch
 
-_BANDS = tuple(
-    BandInput(name=name, gain=1.0, mean=mean, std=std, required=name in {"BLUE", "GREEN", "RED"})
-    for name, mean, std in (
-        ("BLUE", 1087.0, 2248.0),
-        ("GREEN", 1342.0, 2179.0),
-        ("RED", 1433.0, 2178.0),
-        ("NIR_NARROW", 2734.0, 1850.0),
-        ("SWIR_1", 1958.0, 1242.0),
-        ("SWIR_2", 1363.0, 1049.0),
+_NAMES = ("BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2")
+
+
+def _bands(means: tuple[float, ...], stds: tuple[float, ...]) -> tuple[BandInput, ...]:
+    return tuple(
+        BandInput(name=name, gain=1.0, mean=mean, std=std, required=name in {"BLUE", "GREEN", "RED"})
+        for name, mean, std in zip(_NAMES, means, stds, strict=True)
     )
-)
+
+
+_V1 = _bands((775.0, 1081.0, 1229.0, 2497.0, 2204.0, 1611.0), (1282.0, 1270.0, 1399.0, 1368.0, 1292.0, 1155.0))
+_V2 = _bands((1087.0, 1342.0, 1433.0, 2734.0, 1958.0, 1363.0), (2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0))
 
 
 class _Prithvi:
@@ -62,9 +64,8 @@ def _encoder_state(state: Mapping[str, Any], model: Any, bands: tuple[str, ...])
     if "pos_embed" in own:
         own["pos_embed"] = model.pos_embed  # fixed sine-cosine, depends on the number of frames only
     weight = own.get("patch_embed.proj.weight")
-    if weight is not None and weight.ndim == 5 and weight.shape[1] == len(_BANDS):
-        order = [b.name for b in _BANDS]
-        own["patch_embed.proj.weight"] = weight[:, [order.index(b) for b in bands]]
+    if weight is not None and weight.ndim == 5 and weight.shape[1] == len(_NAMES):
+        own["patch_embed.proj.weight"] = weight[:, [_NAMES.index(b) for b in bands]]
     return own
 
 
@@ -72,7 +73,7 @@ def _spec(size: str, *, hub: str, parameters_m: float, dim: int, patch: int = 16
     return BackboneSpec(
         name=f"prithvi_eo_v2_{size}",
         title=f"Prithvi-EO-2.0 {hub}",
-        bands=_BANDS,
+        bands=_V2,
         size_multiple=patch,
         level_facts=((dim, patch),) * 4,
         pooled=("cls", "mean"),
@@ -90,6 +91,14 @@ def _spec(size: str, *, hub: str, parameters_m: float, dim: int, patch: int = 16
 
 
 SPECS = (
+    replace(
+        _spec("100", hub="100M", parameters_m=86.2, dim=768),
+        name="prithvi_eo_v1_100",
+        title="Prithvi-EO-1.0 100M",
+        bands=_V1,
+        citation="Jakubik et al. 2023, Prithvi-EO-1.0, arXiv 2310.18660",
+        hub=HubFile(repo="ibm-nasa-geospatial/Prithvi-EO-1.0-100M", filename="Prithvi_EO_V1_100M.pt"),
+    ),
     _spec("tiny_tl", hub="tiny-TL", parameters_m=5.6, dim=192),
     _spec("100_tl", hub="100M-TL", parameters_m=86.2, dim=768),
     _spec("300", hub="300M", parameters_m=303.9, dim=1024),

@@ -1,7 +1,7 @@
-"""The image-encoder trunk of SAM 2 (Hiera), used as a plain four-level backbone; the paper's Hiera_200M is ``large``.
+"""The image-encoder trunk of SAM 2 and 2.1 (Hiera) as a plain four-level backbone; the paper's Hiera_200M is ``large``.
 
-Architecture: the ``sam2`` package (Apache-2.0), configurations as in its ``configs/sam2``. Input: RGB in 0-1 with
-ImageNet statistics (``sam2/utils/transforms.py``).
+Architecture: the ``sam2`` package (Apache-2.0), configurations as in its ``configs/sam2``; 2.1 has the same trunks and
+other weights. Input: RGB in 0-1 with ImageNet statistics (``sam2/utils/transforms.py``).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _load(
 ) -> FeatureExtractor:
     from sam2.modeling.backbones.hieradet import Hiera
 
-    trunk = Hiera(**_TRUNKS[spec.name.removeprefix("sam2_hiera_")])
+    trunk = Hiera(**_TRUNKS[spec.name.partition("_hiera_")[2]])
     if state is not None:
         fill(trunk, _trunk_state(state))
     return _Trunk(trunk)
@@ -83,10 +83,10 @@ def _trunk_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(state)
 
 
-def _spec(size: str, letter: str, channels: int, parameters_m: float) -> BackboneSpec:
+def _spec(release: str, size: str, letter: str, channels: int, parameters_m: float) -> BackboneSpec:
     return BackboneSpec(
-        name=f"sam2_hiera_{size}",
-        title=f"SAM 2 image encoder, Hiera {letter}",
+        name=f"sam{release.replace('.', '')}_hiera_{size}",
+        title=f"SAM {release} image encoder, Hiera {letter}",
         bands=_BANDS,
         size_multiple=32,
         level_facts=((channels, 4), (channels * 2, 8), (channels * 4, 16), (channels * 8, 32)),
@@ -94,15 +94,21 @@ def _spec(size: str, letter: str, channels: int, parameters_m: float) -> Backbon
         parameters_m=parameters_m,
         licence="Apache-2.0",
         citation="Ravi et al. 2024, SAM 2, arXiv 2408.00714; Ryali et al. 2023, Hiera, arXiv 2306.00989",
-        hub=HubFile(repo=f"facebook/sam2-hiera-{size.replace('_', '-')}", filename=f"sam2_hiera_{size}.pt"),
+        hub=HubFile(
+            repo=f"facebook/sam{release}-hiera-{size.replace('_', '-')}", filename=f"sam{release}_hiera_{size}.pt"
+        ),
         package="sam2",
         load=_load,
     )
 
 
-SPECS = (
-    _spec("tiny", "T", 96, 26.8),
-    _spec("small", "S", 96, 33.9),
-    _spec("base_plus", "B+", 112, 68.7),
-    _spec("large", "L", 144, 212.1),
+SPECS = tuple(
+    _spec(release, *size)
+    for release in ("2", "2.1")
+    for size in (
+        ("tiny", "T", 96, 26.8),
+        ("small", "S", 96, 33.9),
+        ("base_plus", "B+", 112, 68.7),
+        ("large", "L", 144, 212.1),
+    )
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from embedcache.backbones._registry import get_backbone
+from embedcache.backbones._registry import get_backbone, list_backbones
 from embedcache.backbones._terratorch import terratorch_registry
 from embedcache.backbones._weights import find_weights, load_backbone
 
@@ -19,10 +19,14 @@ def test_hiera_equals_sam2s_own_configuration() -> None:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    for size, config in (("tiny", "t"), ("base_plus", "b+")):
-        spec = get_backbone(f"sam2_hiera_{size}")
+    for name, config in (
+        ("sam2_hiera_tiny", "sam2/sam2_hiera_t"),
+        ("sam2_hiera_base_plus", "sam2/sam2_hiera_b+"),
+        ("sam21_hiera_small", "sam2.1/sam2.1_hiera_s"),
+    ):
+        spec = get_backbone(name)
         ours = load_backbone(spec, find_weights(spec, "random"), ("RED", "GREEN", "BLUE"))
-        whole = compose(config_name=f"configs/sam2/sam2_hiera_{config}.yaml")
+        whole = compose(config_name=f"configs/{config}.yaml")
         OmegaConf.resolve(whole)
         encoder = instantiate(whole.model.image_encoder, _recursive_=True).eval()
         encoder.trunk.load_state_dict(ours.module.state_dict(), strict=True)
@@ -45,6 +49,27 @@ def test_prithvi_equals_terratorchs_model() -> None:
     assert all(torch.equal(a, b) for a, b in zip(maps, mine.levels, strict=True))
     assert torch.equal(mine.pooled["cls"], tokens[-1][:, 0])
     torch.testing.assert_close(mine.pooled["mean"], maps[-1].mean(dim=(2, 3)))
+
+
+def test_prithvis_statistics_are_terratorchs() -> None:
+    terratorch_registry()
+    from terratorch.models.backbones.prithvi_vit import pretrained_weights, prithvi_cfgs
+
+    for name, spec in list_backbones().items():
+        if name.startswith("prithvi"):
+            assert [b.mean for b in spec.bands] == prithvi_cfgs[name]["mean"]
+            assert [b.std for b in spec.bands] == prithvi_cfgs[name]["std"]
+            assert [b.name for b in spec.bands] == [str(b.value) for b in prithvi_cfgs[name]["bands"]]
+            assert spec.hub is not None
+            published = pretrained_weights[name]
+            assert (spec.hub.repo, spec.hub.filename) == (published["hf_hub_id"], published["hf_hub_filename"])
+
+
+def test_sam2s_files_are_those_of_its_own_loader() -> None:
+    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+
+    ours = {s.hub.repo: s.hub.filename for n, s in list_backbones().items() if n.startswith("sam2") and s.hub}
+    assert ours == {repo: filename for repo, (_, filename) in HF_MODEL_ID_TO_FILENAMES.items()}
 
 
 def test_dofa_equals_terratorchs_wrapper() -> None:

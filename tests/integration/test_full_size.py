@@ -18,6 +18,7 @@ LARGE = (
     "sam2_hiera_large",
     "dofa_base",
     "dofa_large",
+    "prithvi_eo_v1_100",
     "prithvi_eo_v2_100_tl",
     "prithvi_eo_v2_300",
     "prithvi_eo_v2_300_tl",

@@ -17,7 +17,8 @@ SMALL = ("sam2_hiera_tiny", "prithvi_eo_v2_tiny_tl", "dofa_small")
 Load = Callable[..., Any]
 
 NAMES = {
-    *(f"sam2_hiera_{s}" for s in ("tiny", "small", "base_plus", "large")),
+    *(f"{release}_hiera_{s}" for release in ("sam2", "sam21") for s in ("tiny", "small", "base_plus", "large")),
+    "prithvi_eo_v1_100",
     *(f"prithvi_eo_v2_{s}" for s in ("tiny_tl", "100_tl", "300", "300_tl", "600", "600_tl")),
     *(f"dofa_{s}" for s in ("small", "base", "large")),
 }
@@ -46,6 +47,25 @@ def test_facts_make_sense(name: str) -> None:
     assert all(math.isclose(level.height * level.reduction, 224) for level in levels)
     assert [level.height for level in levels] == sorted((level.height for level in levels), reverse=True)
     assert spec.hub is None or (spec.hub.repo.count("/") == 1 and spec.hub.filename)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base_plus", "large"])
+def test_sam_21_is_sam_2_with_other_weights(size: str) -> None:
+    from dataclasses import replace
+
+    older, newer = get_backbone(f"sam2_hiera_{size}"), get_backbone(f"sam21_hiera_{size}")
+    assert newer == replace(older, name=newer.name, title=newer.title, hub=newer.hub)
+    assert newer.hub is not None
+    assert newer.hub.repo == f"facebook/sam2.1-hiera-{size.replace('_', '-')}"
+    assert newer.hub.filename == f"sam2.1_hiera_{size}.pt"
+
+
+def test_prithvi_1_has_statistics_of_its_own() -> None:
+    first, second = get_backbone("prithvi_eo_v1_100"), get_backbone("prithvi_eo_v2_100_tl")
+    assert [b.name for b in first.bands] == [b.name for b in second.bands]
+    assert [b.mean for b in first.bands] == [775, 1081, 1229, 2497, 2204, 1611]
+    assert [b.std for b in first.bands] == [1282, 1270, 1399, 1368, 1292, 1155]
+    assert not first.uses_coords
 
 
 def test_an_unknown_name_offers_near_ones() -> None:
