@@ -21,11 +21,11 @@ from embedcache.errors import DatasetError, SettingError
 from embedcache.preprocessing import Preprocessing, plan_preprocessing
 from embedcache.store_layout import What, arrays_of, columns_of, geoemb_attributes
 from embedcache_stores.chunks import layout_for
+from embedcache_stores.commit_record import check_fingerprint
 from embedcache_stores.errors import NotAStoreError, StoreNotFoundError
 from embedcache_stores.manifest import SUFFIX, StoreManifest, peek_manifest
 from embedcache_stores.place import LOCK_FILE, Location, Place, open_place
 from embedcache_stores.schema import Compression, StoreSpec, ids_digest
-from embedcache_stores.writer import check_fingerprint
 
 RECIPE = 1
 """Raised whenever our own code changes the bytes of features; part of every fingerprint."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import posixpath
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,12 +14,21 @@ import numpy.typing as npt
 import zarr
 
 from embedcache_stores.chunks import METADATA, chunk_key, column_files
+from embedcache_stores.commit_record import (
+    SAMPLE_ID,
+    check_fingerprint,
+    header_of,
+    layout_found,
+    layout_of,
+    root_metadata,
+    scale_spec,
+    short,
+)
 from embedcache_stores.durable import explained_writes
 from embedcache_stores.encodings import Encoded
-from embedcache_stores.errors import FingerprintMismatchError, StoreError
+from embedcache_stores.errors import StoreError
 from embedcache_stores.group_writer import GroupWriter, from_json
 from embedcache_stores.manifest import (
-    ATTRIBUTE,
     COMMIT_FILE,
     GROUPS_FILE,
     PROGRESS_LOG,
@@ -32,18 +39,7 @@ from embedcache_stores.manifest import (
 )
 from embedcache_stores.ownership import acquire, refuse_foreign
 from embedcache_stores.place import LOCK_FILE, PARTIAL, Location, Place, open_place
-from embedcache_stores.schema import (
-    CONTENT,
-    COORDINATES,
-    SCHEMA_VERSION,
-    STRING,
-    ArraySpec,
-    Json,
-    StoreSpec,
-    differences,
-    fingerprint,
-    ids_digest,
-)
+from embedcache_stores.schema import CONTENT, ArraySpec, Json, StoreSpec, ids_digest
 
 
 @dataclass(frozen=True)
@@ -171,12 +167,12 @@ class FeatureWriter:
                 f"store {self.place.url!r} cannot be committed: row groups {self.missing[:5]} are not written."
             )
         columns = {c.name: self._column(c) for c in self.spec.columns}
-        small = {"sample_id": column_files(_SAMPLE_ID, np.array(self.spec.sample_ids, dtype=object))}
+        small = {"sample_id": column_files(SAMPLE_ID, np.array(self.spec.sample_ids, dtype=object))}
         small |= {c.name: column_files(c, columns[c.name]) for c in self.spec.columns}
         for a in self.spec.arrays:
             if a.encoding == "int8":
                 scales = [self._records[g]["scales"][a.name] for g in range(self.spec.groups)]
-                spec = _scale_spec(a)
+                spec = scale_spec(a)
                 small[spec.name] = column_files(spec, np.array(scales, dtype=np.float32), "row_group")
         with explained_writes(self.place.url):
             for name, files in small.items():
@@ -187,9 +183,11 @@ class FeatureWriter:
                     self.place.write(f"{name}/{key}", raw)
                 self.place.sync(name)
             metadata = self._groups.metadata() | {name: files[METADATA] for name, files in small.items()}
-            lines = [self._header(), *(self._records[g] for g in range(self.spec.groups))]
+            header = header_of(self.spec, self._digest)
+            lines = [header, *(self._records[g] for g in range(self.spec.groups))]
             self.place.write(GROUPS_FILE, b"".join(_line(x) + b"\n" for x in lines))
-            root = self._root_metadata(metadata, columns.get(CONTENT))
+            records = self._records.values()
+            root = root_metadata(self.spec, header, records, metadata, columns.get(CONTENT), self.place.name)
             self.place.sync()  # the names of new folders, before the name that stands for all of them
             self.place.write(COMMIT_FILE, json.dumps(root, indent=1).encode())
             self.place.sync()
@@ -222,7 +220,7 @@ class FeatureWriter:
                 self.place.write(f"{name}/{METADATA}", raw)
                 self.place.sync(name)
             # The header comes after the arrays: a store without it has nothing to continue and is begun again.
-            self.place.replace_log(PROGRESS_LOG, [_line(self._header())])
+            self.place.replace_log(PROGRESS_LOG, [_line(header_of(self.spec, self._digest))])
             self._lines = 1
             self.place.sync()
 
@@ -234,12 +232,13 @@ class FeatureWriter:
         check_fingerprint(self.place.url, found.provenance, self.spec.provenance)
         if found.state == "complete":
             raise StoreError(f"store {self.place.url!r} is complete and never changes; nothing is left to write.")
-        now, begun = self._layout(), {k: _header_field(found, k) for k in self._layout()}
+        now = layout_of(self.spec, self._digest)
+        begun = layout_found(found)
         if changed := [k for k in now if now[k] != begun[k]]:
             k = changed[0]
             raise StoreError(
-                f"store {self.place.url!r} was begun with another layout ({k.replace('_', ' ')} {_short(begun[k])}, "
-                f"now {_short(now[k])}). Run with --rebuild to begin it again."
+                f"store {self.place.url!r} was begun with another layout ({k.replace('_', ' ')} {short(begun[k])}, "
+                f"now {short(now[k])}). Run with --rebuild to begin it again."
             )
         return True
 
@@ -273,95 +272,6 @@ class FeatureWriter:
         values = [v for g in range(self.spec.groups) for v in self._records[g]["columns"][spec.name]]
         return from_json(values, spec)
 
-    def _layout(self) -> Json:
-        return {
-            "rows_per_group": self.spec.rows_per_group,
-            "rows_per_chunk": self.spec.chunk_rows,
-            "compression": self.spec.compression,
-            "ids_digest": self._digest,
-            "arrays": [a.to_json() for a in self.spec.arrays],
-            "columns": [c.to_json() for c in self.spec.columns],
-        }
-
-    def _header(self) -> Json:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": self.spec.recipe,
-            "recipe": self.spec.recipe,
-            "provenance": dict(self.spec.provenance),
-            "environment": dict(self.spec.environment),
-            "rows": self.spec.rows,
-            **self._layout(),
-            "attrs": dict(self.spec.attrs),
-        }
-
-    def _root_metadata(self, arrays: Mapping[str, bytes], content: npt.NDArray[Any] | None) -> Json:
-        """Return the root ``zarr.json``, with consolidated metadata so that opening a store reads one file."""
-        recorded = self._header()
-        recorded["fingerprint"] = fingerprint(self.spec.provenance, None if content is None else content.tolist())
-        records = self._records.values()
-        names = [a.name for a in self.spec.arrays]
-        recorded["max_abs"] = {n: max((r["max_abs"][n] for r in records), default=0.0) for n in names}
-        recorded["saturated"] = {n: sum(r.get("saturated", {}).get(n, 0) for r in records) for n in names}
-        # When, and on what: kept out of the fingerprint, so equal inputs stay equal.
-        recorded["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return {
-            "zarr_format": 3,
-            "node_type": "group",
-            "attributes": {
-                "Conventions": "CF-1.11",
-                "title": self.spec.attrs.get("title", self.place.name),
-                "coordinates": " ".join(n for n in COORDINATES if n in arrays),
-                **self.spec.group_attrs,
-                ATTRIBUTE: recorded,
-            },
-            "consolidated_metadata": {
-                "kind": "inline",
-                "must_understand": False,
-                "metadata": {n: json.loads(arrays[n]) for n in sorted(arrays)},
-            },
-        }
-
-
-_DIGEST = re.compile("[0-9a-f]{32,}")
-_SAMPLE_ID = ArraySpec(name="sample_id", dtype=STRING, attrs={"long_name": "stable id of the sample"})
-
-
-def _scale_spec(spec: ArraySpec) -> ArraySpec:
-    return ArraySpec(
-        name=spec.scale_name,
-        dims=spec.dims[:1],
-        shape=spec.shape[:1],
-        dtype="float32",
-        attrs={"long_name": f"scale of {spec.stored_name}, one per row group and channel"},
-    )
-
-
-def check_fingerprint(where: object, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raise :class:`FingerprintMismatchError`, naming each differing field, unless two provenances are equal."""
-    found = differences(stored, asked)
-    if not found:
-        return
-    # Causes before what follows from them, and what can be read before digests.
-    found.sort(key=lambda field: (field[0].startswith("arrays"), bool(_DIGEST.fullmatch(str(field[1])))))
-    shown = "; ".join(f"{name} is {_short(left)}, asked {_short(right)}" for name, left, right in found[:4])
-    more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
-    raise FingerprintMismatchError(
-        f"another store is in the way at {str(where)!r}: {shown}{more}. "
-        "Give the new one a name with --tag, or replace the old one with --rebuild.",
-        found,
-    )
-
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode()
-
-
-def _header_field(found: Any, name: str) -> Any:
-    value = getattr(found, name)
-    return [a.to_json() for a in value] if name in {"arrays", "columns"} else value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
