@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,10 @@ def run_protocol(
     missing = [s for s in wanted if force or not (folder / f"seed-{s}.json").exists()]
     if missing:
         results = train(data(), [Run(config, s) for s in missing], on_epoch=on_epoch)
-        for seed, result in zip(missing, results, strict=True):
+        for at, (seed, result) in enumerate(zip(missing, results, strict=True)):
             record = _record(features, config, seed, data(), result, device, choice)
+            if spec.stack is not None:
+                record = replace(record, stack_seeds=_stack_of(missing, results, at))
             path = folder / f"seed-{seed}.json"
             _save_weights(path.with_suffix(".safetensors"), result, record)
             save_record(path, record)  # after the weights: a record promises that they are there
@@ -118,6 +120,14 @@ def settled(features: Ensemble, config: TrainConfig) -> TrainConfig:
         return config
     train_rows = int((features.split == "train").sum())
     return config.with_(batch_size=default_batch_size(train_rows, maps=spec.decode is not None))
+
+
+def _stack_of(seeds: Sequence[int], results: Sequence[TrainResult], at: int) -> list[int]:
+    """Return the seeds of the pass that trained one of the results."""
+    start = 0
+    while start + results[start].stacked_with <= at:
+        start += results[start].stacked_with
+    return list(seeds[start : start + results[start].stacked_with])
 
 
 def study_folder(out: str | os.PathLike[str], features: Ensemble, config: TrainConfig, trials: TrialOptions) -> Path:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass
+from typing import Final
 
 from embedcache.ensemble import Ensemble, open_ensemble
 from embedcache.errors import SettingError
 from embedcache.evaluation.record import RunRecord
-from embedcache.train_config import TrainConfig
-from embedcache.training import load_data, train_head
+from embedcache.train_config import Run, TrainConfig
+from embedcache.training import load_data, train
 from embedcache_stores.place import Location
+
+_ALL_AT_ONCE: Final = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Again:
 
 
 def rerun(record: RunRecord, cache: Location, device: str = "cpu", budget_bytes: int | None = None) -> Again:
-    """Train one run anew from its record.
+    """Train one run anew from its record, in the company it had: then its bits are the same on the same machine.
 
     Raises
     ------
@@ -33,7 +36,10 @@ def rerun(record: RunRecord, cache: Location, device: str = "cpu", budget_bytes:
     """
     features = open_recorded(record, cache)
     config = TrainConfig.from_json(record.config)
-    result = train_head(load_data(features, config, device, budget_bytes=budget_bytes), config, record.seed)
+    seeds = list(record.stack_seeds) or [record.seed]
+    data = load_data(features, config, device, budget_bytes=budget_bytes)
+    results = train(data, [Run(config, s) for s in seeds], budget_bytes=_ALL_AT_ONCE if record.stack_seeds else None)
+    result = results[seeds.index(record.seed)]
     return Again(result.test, result.failed, importlib.metadata.version("torch"))
 
 

@@ -163,6 +163,7 @@ def _study(
         name: optuna.distributions.FloatDistribution(low, high, log=True)
         for name, (low, high) in search_space(spec).items()
     }
+    _mend_journal(folder / STUDY_FILE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls its own batch sampling experimental
         kept = optuna.create_study(
@@ -210,6 +211,13 @@ def _study(
             }
             for t in kept.trials[: options.count]
         ]
+
+
+def _mend_journal(path: Path) -> None:
+    """Cut off a last line that was written in part (a power cut, a full disk): Optuna would write on behind it."""
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _tried(data: Data, values: dict[str, Any], result: TrainResult) -> dict[str, Any]:

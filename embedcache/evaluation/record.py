@@ -65,6 +65,8 @@ class RunRecord:
     """How the hyperparameters were chosen; None where they were given."""
     stacked_with: int = 1
     """Runs trained in the same pass."""
+    stack_seeds: Sequence[int] = ()
+    """Their seeds in order: trained together again, they give the same bits; empty where a run does so alone."""
     peak_memory_bytes: int | None = None
     """Largest memory of the process so far, on the GPU where one was used."""
 
@@ -150,7 +152,7 @@ def save_runs_table(root: str | os.PathLike[str]) -> Path:
             }
         )
     path = Path(root) / "runs.parquet"
-    temporary = path.with_suffix(".partial")
+    temporary = path.with_suffix(f".{os.getpid()}.partial")  # several commands may share a folder of results
     pd.DataFrame(rows).to_parquet(temporary)
     temporary.replace(path)
     return path

@@ -178,5 +178,5 @@ def test_vectors_that_do_not_fit_are_said(make: Callable[..., Any], blobs: Calla
 
     x, label, split = blobs()
     data = load_pooled(Ensemble([make("a", x, label, split)]), budget_bytes=0)
-    with pytest.raises(SettingError, match="'knn' needs all training vectors in memory.*--memory"):
+    with pytest.raises(SettingError, match=r"'knn' needs all training vectors in memory.*--memory"):
         train_head(data, TrainConfig(head="knn"), 0)
