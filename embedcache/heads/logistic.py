@@ -11,6 +11,7 @@ from torch import nn
 
 from embedcache.heads._spec import HeadSpec
 from embedcache.train_config import TrainConfig
+from embedcache.vector_losses import balanced_weights
 
 _BLOCK: Final = 65536
 _ITERATIONS: Final = 1000
@@ -32,6 +33,7 @@ class LogisticHead(nn.Module):
 def fit_logistic(x: torch.Tensor, y: torch.Tensor, num_classes: int, config: TrainConfig) -> LogisticHead:
     """Minimise ``C * sum(loss) + |weight|^2 / 2``, scikit-learn's objective; the bias is free.
 
+    With ``class_weights`` each sample's loss is multiplied by its class's weight (of :func:`balanced_weights`).
     Class labels have the softmax loss over all classes (also where there are two), several labels one binary loss a
     class. SciPy's L-BFGS-B steers in float64, losses and gradients are float32 sums over blocks, on ``x``'s device.
 
@@ -45,6 +47,7 @@ def fit_logistic(x: torch.Tensor, y: torch.Tensor, num_classes: int, config: Tra
     from scipy.optimize import minimize
 
     n, channels = x.shape
+    weights = balanced_weights(y, num_classes) if config.class_weights == "balanced" else None
     total = 1.0 / (config.c * n)  # the objective divided by C * n, so that its size does not depend on either
 
     def objective(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
@@ -55,7 +58,7 @@ def fit_logistic(x: torch.Tensor, y: torch.Tensor, num_classes: int, config: Tra
         for start in range(0, n, _BLOCK):
             block, target = x[start : start + _BLOCK], y[start : start + _BLOCK]
             logits = nn.functional.linear(block, weight, bias)
-            part, slope = _loss_and_slope(logits, target)
+            part, slope = _loss_and_slope(logits, target, weights)
             loss += part
             gradient[:, :-1].addmm_(slope.T, block)
             gradient[:, -1] += slope.sum(dim=0)
@@ -75,15 +78,23 @@ def fit_logistic(x: torch.Tensor, y: torch.Tensor, num_classes: int, config: Tra
     return LogisticHead(best[:, :-1].contiguous(), best[:, -1].contiguous())
 
 
-def _loss_and_slope(logits: torch.Tensor, target: torch.Tensor) -> tuple[float, torch.Tensor]:
+def _loss_and_slope(
+    logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[float, torch.Tensor]:
     """Return the summed loss and its derivative by the logits."""
     if target.ndim == 2:
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return float(loss.sum(dtype=torch.float64)), torch.sigmoid(logits) - target
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="none")
+        slope = torch.sigmoid(logits) - target
+        if weights is not None:
+            slope = torch.where(target > 0, slope * weights, slope)
+        return float(loss.sum(dtype=torch.float64)), slope
     log_p = torch.log_softmax(logits, dim=1)
     picked = log_p.gather(1, target[:, None])
     slope = log_p.exp()
     slope.scatter_add_(1, target[:, None], torch.full_like(picked, -1.0))
+    if weights is not None:
+        mine = weights[target][:, None]
+        picked, slope = picked * mine, slope * mine
     return -float(picked.sum(dtype=torch.float64)), slope
 
 
