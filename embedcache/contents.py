@@ -19,7 +19,7 @@ from typing import Any
 from embedcache.datasets._spec import SampleSource
 from embedcache_stores.feature_store import FeatureStore
 from embedcache_stores.manifest import StoreManifest, read_progress
-from embedcache_stores.place import LocalPlace, Place
+from embedcache_stores.place import Place
 from embedcache_stores.schema import CONTENT, ids_digest
 
 INDEX_FILE = "contents.json"
@@ -32,7 +32,7 @@ class ContentIndex:
 
     def __init__(self, dataset: Place) -> None:
         """Open the index of a dataset's folder in a cache; caches in buckets keep none."""
-        self._place = dataset if isinstance(dataset, LocalPlace) else None
+        self._place = dataset if dataset.is_local else None
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         if self._place is not None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.storage import StorePath
 
 from embedcache_stores.chunks import chunk_key
 from embedcache_stores.direct import DirectReader
@@ -188,40 +187,25 @@ class FeatureStore:
     def scales(self, name: str) -> npt.NDArray[np.float32]:
         """All scales of an int8 array, ``(row_group, channel)`` float32."""
         if name not in self._scales:
-            self._scales[name] = np.asarray(self._zarr(self.spec(name).scale_name)[:])
+            self._scales[name] = np.asarray(self.scale_array(name)[:])
             self._still()
         return self._scales[name]
 
+    def scale_array(self, name: str) -> zarr.Array[Any]:
+        """Return the scales of an int8 array as Zarr; nothing is read yet."""
+        return self._zarr(self.spec(name).scale_name)
+
     def to_dask(self, name: str) -> da.Array:
         """Return one array as a lazy Dask array with one chunk per row group, decoded; nothing is read."""
-        import dask.array as da
+        from embedcache_stores.lazy import to_dask
 
-        spec, array = self.spec(name), self.array(name)
-        key = f"{self.manifest.fingerprint[:16]}-{name}"
-        lazy: da.Array = da.from_array(array, chunks=(self.manifest.rows_per_chunk, *array.shape[1:]), name=key)
-        if spec.encoding is None:
-            return lazy
-        if spec.encoding == "bfloat16":
-            return lazy.map_blocks(decode, spec, dtype=np.float32)
-        scales, step = self._zarr(spec.scale_name), self.manifest.rows_per_group
-        return lazy.map_blocks(
-            _decode_int8, spec, scales, step, dtype=np.float32, meta=np.empty((0,) * lazy.ndim, "f4")
-        )
+        return to_dask(self, name)
 
     def to_xarray(self) -> xr.Dataset:
         """Return the whole store as a lazy ``xarray.Dataset``, as ``xr.open_zarr`` does, encoded arrays decoded."""
-        import xarray as xr
+        from embedcache_stores.lazy import to_xarray
 
-        store, path = self.place.zarr_store()
-        # Not as `group=`, for which xarray opens the bucket's root, where there is no group.
-        dataset: xr.Dataset = xr.open_zarr(StorePath(store, path) if path else store)
-        for spec in self.manifest.arrays:
-            if spec.encoding is not None:
-                old = dataset[spec.stored_name]
-                attrs = {k: v for k, v in old.attrs.items() if k not in {"encoding", "comment"}}
-                dataset = dataset.drop_vars([spec.stored_name, *([spec.scale_name] if spec.encoding == "int8" else [])])
-                dataset[spec.name] = (old.dims, self.to_dask(spec.name), attrs)
-        return dataset
+        return to_xarray(self)
 
     def _version_now(self) -> tuple[int, int] | None:
         """Tell one commit record from the next; None in a bucket, where asking would cost a request a read."""
@@ -271,14 +255,6 @@ class FeatureStore:
             yield
         except (ValueError, RuntimeError, FileNotFoundError) as error:
             raise DamagedStoreError(where, "", f"cannot be read ({error})") from error
-
-
-def _decode_int8(
-    data: npt.NDArray[Any], spec: ArraySpec, scales: zarr.Array[Any], rows_per_group: int, block_info: Any = None
-) -> npt.NDArray[Any]:
-    """Decode one Dask block; blocks never straddle row groups."""
-    first = block_info[0]["array-location"][0][0]
-    return decode(data, spec, np.asarray(scales[first // rows_per_group]))
 
 
 @contextmanager
