@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from embedcache.datasets._registry import open_dataset
+from embedcache.ensemble import Ensemble
 from embedcache.extraction import extract
 from embedcache.extraction_plan import ExtractOptions, plan_extraction
+from embedcache.feature_loader import FeatureLoader
 from embedcache_stores import FeatureStore
 
 pytestmark = [
@@ -40,3 +42,25 @@ def test_bf16_is_the_default_of_a_gpu(chips: Path, tmp_path: Path) -> None:
     options = ExtractOptions(weights="random", input_size=64)
     plan = plan_extraction(open_dataset(f"folder:{chips}"), "sam2_hiera_tiny", tmp_path, options)
     assert (plan.device, plan.precision) == ("cuda", "bf16")
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_batches_on_a_gpu_are_those_on_the_cpu(chips: Path, tmp_path: Path, mode: Any, dtype: Any) -> None:
+    options = ExtractOptions(weights="random", input_size=64, what="both", dtype=dtype, device="cpu")
+    source = open_dataset(f"folder:{chips}")
+    store = FeatureStore(extract(plan_extraction(source, "sam2_hiera_tiny", tmp_path, options)))
+
+    def batches(device: str) -> list[tuple[torch.Tensor, ...]]:
+        loader = FeatureLoader(
+            Ensemble([store]), ["pooled_mean", "level_0"], np.arange(40), batch_size=7, device=device, mode=mode
+        )
+        assert loader.mode == mode
+        # Copied: buffers are used again, pinned ones too, while their batch may be on its way.
+        return [tuple(x.to("cpu", copy=True) for x in (*b.x.values(), b.y)) for b in loader.epoch(1) if b.y is not None]
+
+    here, there = batches("cpu"), batches("cuda")
+    assert len(here) == len(there) == 6
+    for left, right in zip(here, there, strict=True):
+        for a, b in zip(left, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ class TestIndex:
         monkeypatch.setattr("time.time_ns", lambda: later)
         index = ContentIndex(open_place(tmp_path))
         first, times = index.hash_of([file]), file.stat()
+        time.sleep(0.05)  # the kernel's clock of files ticks every few milliseconds; the index waits two seconds for it
         file.write_bytes(b"CONTENT")
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
         assert index.hash_of([file]) != first
