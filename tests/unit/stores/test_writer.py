@@ -468,7 +468,9 @@ def test_two_processes_cannot_write_one_store_until_the_first_is_killed(
             assert first.stdout is not None
             assert first.stdout.readline() == "first group is durable\n"
             before = contents(path)
-            with pytest.raises(StoreLockedError, match=f"written by process {first.pid} on"):
+            with pytest.raises(
+                StoreLockedError, match=rf"written by process {first.pid} on \S+ since \d{{4}}-\d\d-\d\dT"
+            ):
                 FeatureWriter(path, made.spec)
             assert contents(path) == before
         finally:
