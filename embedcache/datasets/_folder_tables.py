@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from embedcache.errors import DatasetError
 
-_IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
-_SPLIT_NAMES = {
+IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -36,7 +36,9 @@ class Row:
     sample_id: str
     """Path relative to the dataset, with forward slashes."""
     path: Path
-    target: int | npt.NDArray[np.uint8]
+    target: int | npt.NDArray[np.uint8] | None = None
+    mask: Path | None = None
+    """File of a label for each pixel; such a row has no ``target``."""
     split: str | None = None
     time: float | None = None
     lat: float | None = None
@@ -54,6 +56,8 @@ class Table:
     rows: tuple[Row, ...]
     class_names: tuple[str, ...]
     multilabel: bool = False
+    segmentation: bool = False
+    """Whether every row has a mask; its classes are then not known from the listing."""
     notes: tuple[str, ...] = ()
 
 
@@ -65,26 +69,26 @@ def rows_of_folders(root: Path) -> Table:
     DatasetError
         If there is no class folder, or one is empty.
     """
-    folders = _folders(root)
-    if folders and all(f.name.lower() in _SPLIT_NAMES for f in folders):
-        tops: list[tuple[str | None, Path]] = [(_SPLIT_NAMES[f.name.lower()], f) for f in folders]
+    folders = folders_in(root)
+    if folders and all(f.name.lower() in SPLIT_NAMES for f in folders):
+        tops: list[tuple[str | None, Path]] = [(SPLIT_NAMES[f.name.lower()], f) for f in folders]
     else:
         tops = [(None, root)]
     found: list[tuple[str | None, str, Path]] = []
     for split, top in tops:
-        classes = _folders(top)
+        classes = folders_in(top)
         if not classes:
             csvs = sorted(p.name for p in root.glob("*.csv"))
             hint = f" There is {csvs[0]!r}: pass folder:{root / csvs[0]} to use it." if csvs else ""
             raise DatasetError(
                 f"{str(top)!r} holds no class folders; a folder dataset is <class>/<image>, <split>/<class>/<image>, "
-                f"or a CSV of path,label,split.{hint}"
+                f"images/ with masks/, or a CSV of path,label,split.{hint}"
             )
         for folder in classes:
-            images = sorted((p for p in folder.iterdir() if p.suffix.lower() in _IMAGES), key=lambda p: natural(p.name))
+            images = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGES), key=lambda p: natural(p.name))
             if not images:
                 raise DatasetError(
-                    f"class folder {str(folder)!r} holds no image ({', '.join(sorted(_IMAGES))}); fill it or remove it."
+                    f"class folder {str(folder)!r} holds no image ({', '.join(sorted(IMAGES))}); fill it or remove it."
                 )
             found += [(split, folder.name, image) for image in images]
     names = tuple(sorted({name for _, name, _ in found}, key=natural))
@@ -100,7 +104,7 @@ def rows_of_folders(root: Path) -> Table:
 
 
 def rows_of_csv(path: Path) -> Table:
-    """List the images of a CSV with the columns ``path,label`` and, where known, ``split,class,lat,lon,time``.
+    """List the images of a CSV with ``path,label`` or ``path,mask`` and, where known, ``split,class,lat,lon,time``.
 
     Several labels of one image are separated by ``|`` or ``;``. ``class`` gives the name of an integer ``label``.
 
@@ -109,35 +113,32 @@ def rows_of_csv(path: Path) -> Table:
     DatasetError
         Naming the line and the column that is wrong.
     """
-    lines, columns = _read_lines(path)
-    missing = [c for c in ("path", "label") if c not in columns]
+    lines, columns = read_lines(path)
+    masked = "mask" in columns
+    if masked and "label" in columns:
+        raise DatasetError(f"{str(path)!r} has both label and mask; leave out what heads shall not learn.")
+    missing = [c for c in ("path", "mask" if masked else "label") if c not in columns]
     if missing:
         raise DatasetError(
             f"{str(path)!r} has no column {' nor '.join(missing)}; it has {', '.join(columns) or 'nothing'}. "
-            "A dataset CSV needs path,label and may have split,class,lat,lon,time."
+            "A dataset CSV needs path,label or path,mask and may have split,class,lat,lon,time."
         )
     if not lines:
         raise DatasetError(f"{str(path)!r} names no image.")
+    rows = [_row_of(line, path, number) for number, line in lines]
+    if masked:
+        masks = [path.parent / _filled(line, "mask", path, number) for number, line in lines]
+        rows = [replace(row, mask=mask) for row, mask in zip(rows, masks, strict=True)]
+        return Table(rows=tuple(rows), class_names=(), segmentation=True)
     labels = [_labels_of(line, path, number) for number, line in lines]
     multilabel = any(len(parts) != 1 for parts in labels)
     values = sorted({part for parts in labels for part in parts}, key=natural)
     position = {value: i for i, value in enumerate(values)}
-    rows = []
-    for (number, line), parts in zip(lines, labels, strict=True):
-        target: Any = position[parts[0]] if not multilabel else _multi_hot(parts, position)
-        rows.append(
-            Row(
-                sample_id=Path(line["path"]).as_posix(),
-                path=path.parent / line["path"],
-                target=target,
-                split=_split_of(line, path, number),
-                lat=_degrees(line, "lat", 90, path, number),
-                lon=_degrees(line, "lon", 180, path, number),
-                time=_time(line, path, number),
-            )
-        )
+    targets: list[Any] = [_multi_hot(parts, position) if multilabel else position[parts[0]] for parts in labels]
     return Table(
-        rows=tuple(rows), class_names=_names_of(path, lines, labels, values, multilabel), multilabel=multilabel
+        rows=tuple(replace(row, target=target) for row, target in zip(rows, targets, strict=True)),
+        class_names=_names_of(path, lines, labels, values, multilabel),
+        multilabel=multilabel,
     )
 
 
@@ -147,13 +148,14 @@ def natural(text: str) -> tuple[tuple[int, int | str], ...]:
     return (*parts, (2, text))  # "1", "01" and "001" count the same; the text keeps them in one order
 
 
-def _folders(root: Path) -> list[Path]:
+def folders_in(root: Path) -> list[Path]:
+    """Return the folders in a folder, hidden ones left out, as people count."""
     return sorted(
         (p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: natural(p.name)
     )
 
 
-def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], Sequence[str]]:
+def read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], Sequence[str]]:
     """Return the filled lines of a CSV with their numbers, and its columns."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -164,9 +166,27 @@ def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], Sequence[
         raise DatasetError(f"{str(path)!r} is not a CSV in UTF-8 ({error}).") from error
 
 
+def _row_of(line: dict[str, str], path: Path, number: int) -> Row:
+    """Return all of a row but its label."""
+    name = _filled(line, "path", path, number)
+    return Row(
+        sample_id=Path(name).as_posix(),
+        path=path.parent / name,
+        split=_split_of(line, path, number),
+        lat=_degrees(line, "lat", 90, path, number),
+        lon=_degrees(line, "lon", 180, path, number),
+        time=_time(line, path, number),
+    )
+
+
+def _filled(line: dict[str, str], column: str, path: Path, number: int) -> str:
+    if not line[column].strip():
+        whose = f" for {line['path']!r}" if column != "path" else ""
+        raise DatasetError(f"{str(path)!r} line {number}: column {column} is empty{whose}.")
+    return line[column]
+
+
 def _labels_of(line: dict[str, str], path: Path, number: int) -> list[str]:
-    if not line["path"].strip():
-        raise DatasetError(f"{str(path)!r} line {number}: column path is empty.")
     parts = [part.strip() for part in _MULTI.split(line["label"])]
     if "" in parts:
         raise DatasetError(f"{str(path)!r} line {number}: column label is empty for {line['path']!r}.")
@@ -201,9 +221,9 @@ def _split_of(line: dict[str, str], path: Path, number: int) -> str | None:
     text = (line.get("split") or "").strip().lower()
     if not text:
         return None
-    if text not in _SPLIT_NAMES:
+    if text not in SPLIT_NAMES:
         raise DatasetError(f"{str(path)!r} line {number}: split {text!r} is not train, val or test.")
-    return _SPLIT_NAMES[text]
+    return SPLIT_NAMES[text]
 
 
 def _degrees(line: dict[str, str], column: str, most: float, path: Path, number: int) -> float | None:

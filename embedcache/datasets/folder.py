@@ -1,20 +1,21 @@
-"""One's own images: class folders, or a CSV of ``path,label[,split,...]``; JPEG, PNG or GeoTIFF with named bands."""
+"""One's own images: class folders, image and mask folders, or a CSV; JPEG, PNG or GeoTIFF with named bands."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from embedcache.bands import WAVELENGTHS_UM, canonical_band, parse_bands
-from embedcache.datasets._folder_tables import Row, rows_of_csv, rows_of_folders
-from embedcache.datasets._places import centre_of
+from embedcache.datasets._class_table import CLASS_TABLE, IGNORED, ClassTable, read_class_table
+from embedcache.datasets._folder_images import GEOTIFF, open_picture, opened, read_geotiff, read_picture
+from embedcache.datasets._folder_masks import labels_of, load_mask, scan_classes
+from embedcache.datasets._folder_tables import Row, Table, rows_of_csv, rows_of_folders
+from embedcache.datasets._mask_folders import rows_of_mask_folders
 from embedcache.datasets._spec import (
     SPLITS,
     DatasetInfo,
@@ -27,13 +28,14 @@ from embedcache.datasets._spec import (
     has_nan,
     name_of,
 )
-from embedcache.errors import BandError, DatasetError, EmbedcacheError, SampleError, SettingError
-
-_GEOTIFF = {".tif", ".tiff"}
+from embedcache.errors import BandError, DatasetError, SampleError, SettingError
 
 
 class FolderSource:
     """An open folder or CSV of images; see :class:`embedcache.datasets._spec.SampleSource`."""
+
+    _classes: ClassTable | None = None
+    """What the values of masks mean; None where images have labels of their own."""
 
     def __init__(self, path: Path, options: OpenOptions) -> None:
         if options.partition is not None:
@@ -42,7 +44,7 @@ class FolderSource:
             )
         if not path.exists():
             raise DatasetError(f"dataset {str(path)!r} does not exist.")
-        table = rows_of_csv(path) if path.is_file() else rows_of_folders(path)
+        table = _listed(path)
         self._rows = _with_splits(table.rows)
         self.sample_ids = [r.sample_id for r in self._rows]
         self.splits = [str(r.split) for r in self._rows]
@@ -52,21 +54,26 @@ class FolderSource:
             self.sample_ids, lambda sample_id: _look_at(by_id[sample_id], options)
         )
         notes = list(table.notes)
+        if table.segmentation:
+            self._classes = _classes_of(self._rows, path if path.is_dir() else path.parent)
+            notes += self._classes.notes
         if any(r.split is None for r in table.rows):
-            notes.append("no splits were given; samples were split 60/20/20 by a hash of their path, within each class")
+            within = "" if table.segmentation else ", within each class"
+            notes.append(f"no splits were given; samples were split 60/20/20 by a hash of their path{within}")
         if not named:
             notes.append(
                 "bands are taken to be RED, GREEN, BLUE, as in any three-band picture (--bands says otherwise)"
             )
         self.info = DatasetInfo(
             name=name_of(path),
-            task="multilabel" if table.multilabel else "classification",
+            task="segmentation" if table.segmentation else "multilabel" if table.multilabel else "classification",
             bands=bands,
             band_sources=tuple(str(i + 1) for i in range(len(bands))),
             units=units,
-            class_names=table.class_names,
+            class_names=self._classes.names if self._classes else table.class_names,
             has_time=all(r.time is not None for r in self._rows),
             has_location=georeferenced or all(r.lat is not None and r.lon is not None for r in self._rows),
+            ignore_index=IGNORED if table.segmentation else None,
             notes=tuple(notes),
         )
 
@@ -74,27 +81,28 @@ class FolderSource:
         """Read one sample; see :class:`embedcache.datasets._spec.SampleSource`."""
         row = self._rows[index]
         wanted = [self.info.bands.index(b) for b in bands]
-        if row.path.suffix.lower() in _GEOTIFF:
-            image, lat, lon = _read_geotiff(row, wanted, len(self.info.bands), self.info.has_location)
+        if row.path.suffix.lower() in GEOTIFF:
+            image, lat, lon = read_geotiff(row, wanted, len(self.info.bands), self.info.has_location)
         else:
-            image, lat, lon = _read_picture(row, wanted, len(self.info.bands)), None, None
+            image, lat, lon = read_picture(row, wanted, len(self.info.bands)), None, None
         if has_nan(image):
             raise SampleError(row.sample_id, "it holds NaN pixels")
         return Sample(
             sample_id=row.sample_id,
             image=image,
-            target=row.target,
+            target=self._target(row, image.shape[1:]),
             time=row.time,
             lat=row.lat if row.lat is not None else lat,
             lon=row.lon if row.lon is not None else lon,
         )
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """Return the image."""
-        return (self._rows[index].path,)
+        """Return the image, and its mask where there is one."""
+        row = self._rows[index]
+        return (row.path,) if row.mask is None else (row.path, row.mask)
 
     def revision(self, indices: Sequence[int]) -> Mapping[str, Any]:
-        """Digest splits and labels; see SampleSource."""
+        """Digest splits and labels, or what the values of masks mean: their pixels are content; see SampleSource."""
         rows = [self._rows[i] for i in indices]
         missing = [r for r in rows if not r.path.is_file()]
         if missing:
@@ -102,10 +110,41 @@ class FolderSource:
                 f"{len(missing)} of {len(rows)} images do not exist, the first is {str(missing[0].path)!r}. "
                 "Paths in a CSV are relative to the CSV's folder."
             )
-        return {
-            "splits": digest(self.splits[i] for i in indices),
-            "labels": digest(r.target if isinstance(r.target, int) else r.target.tolist() for r in rows),
-        }
+        splits = digest(self.splits[i] for i in indices)
+        if self._classes is not None:
+            unmasked = [r for r in rows if r.mask is None or not r.mask.is_file()]
+            if unmasked:
+                raise DatasetError(
+                    f"{len(unmasked)} of {len(rows)} masks do not exist, the first is {str(unmasked[0].mask)!r}. "
+                    "Paths in a CSV are relative to the CSV's folder."
+                )
+            return {"splits": splits, "labels": digest(self._classes.identity())}
+        labels = digest(r.target.tolist() if isinstance(r.target, np.ndarray) else r.target for r in rows)
+        return {"splits": splits, "labels": labels}
+
+    def _target(self, row: Row, shape: Sequence[int]) -> Any:
+        """Return the label, or read the mask of an image of ``shape``."""
+        if self._classes is None:
+            return row.target
+        return labels_of(load_mask(row, colours=self._classes.colours, shape=shape), row, self._classes)
+
+
+def _listed(path: Path) -> Table:
+    """List the samples of a CSV, of image and mask folders, or of class folders."""
+    if path.is_file():
+        return rows_of_csv(path)
+    return rows_of_mask_folders(path) or rows_of_folders(path)
+
+
+def _classes_of(rows: Sequence[Row], folder: Path) -> ClassTable:
+    """Read what the values of masks mean, and try it on the first mask; or find the values in the masks."""
+    by_id = {row.sample_id: row for row in rows}
+    ids = list(by_id)
+    if not (folder / CLASS_TABLE).is_file():
+        return scan_classes(rows, folder)
+    table = read_class_table(folder / CLASS_TABLE)
+    first_readable(ids, lambda i: labels_of(load_mask(by_id[i], colours=table.colours), by_id[i], table))
+    return table
 
 
 def _with_splits(rows: Sequence[Row]) -> list[Row]:
@@ -141,13 +180,13 @@ def _look_at(row: Row, options: OpenOptions) -> tuple[tuple[str, ...], Units, bo
     """Bands, units, whether georeferenced, and whether the bands were named, judged by one image."""
     described: tuple[str, ...] = ()
     located = False
-    if row.path.suffix.lower() in _GEOTIFF:
-        with _opened(row) as file:
+    if row.path.suffix.lower() in GEOTIFF:
+        with opened(row.sample_id, row.path) as file:
             count, dtype = file.count, np.dtype(file.dtypes[0])
             described = tuple(d or "" for d in file.descriptions)
             located = file.crs is not None
     else:
-        picture = _open_picture(row)
+        picture = open_picture(row)
         count, dtype = picture.shape[0], picture.dtype
     bands, named = _name_bands(row, count, described, options)
     return bands, options.units or _units_of(dtype, row), located, named
@@ -184,64 +223,6 @@ def _units_of(dtype: np.dtype[Any], row: Row) -> Units:
     )
 
 
-@contextmanager
-def _opened(row: Row) -> Iterator[Any]:
-    """Open a GeoTIFF; whatever GDAL makes of a damaged file is the sample's fault."""
-    import rasterio
-
-    try:
-        with rasterio.open(row.path) as file:
-            yield file
-    except EmbedcacheError:
-        raise
-    except Exception as error:  # GDAL's own kinds of error are not exported by rasterio
-        raise SampleError(row.sample_id, f"its file {str(row.path)!r} cannot be read ({error})") from error
-
-
-def _read_geotiff(
-    row: Row, wanted: Sequence[int], count: int, locate: bool
-) -> tuple[npt.NDArray[Any], float | None, float | None]:
-    with _opened(row) as file:
-        if file.count != count:
-            raise SampleError(row.sample_id, f"it has {file.count} bands where the others have {count}")
-        image = file.read([i + 1 for i in wanted])
-        if not locate or file.crs is None:
-            return image, None, None
-        return image, *centre_of(tuple(file.transform)[:6], file.crs, file.height, file.width)
-
-
-def _read_picture(row: Row, wanted: Sequence[int], count: int) -> npt.NDArray[Any]:
-    image = _open_picture(row)
-    if image.shape[0] != count:
-        raise SampleError(row.sample_id, f"it has {image.shape[0]} channels where the others have {count}")
-    return np.ascontiguousarray(image[list(wanted)])
-
-
-def _open_picture(row: Row) -> npt.NDArray[Any]:
-    """Decode a JPEG or PNG to ``(channel, y, x)``; palettes and transparency become RGB."""
-    from PIL import Image
-
-    try:
-        with Image.open(row.path) as picture:
-            if _is_16_bit_colour(row.path):
-                raise SampleError(row.sample_id, "it is a 16-bit colour PNG, which would be cut to 8 bits; use GeoTIFF")
-            picture.load()
-            plain = picture.mode not in {"P", "RGBA", "CMYK", "1", "LA", "YCbCr"}
-            array = np.asarray(picture if plain else picture.convert("RGB"))
-    except FileNotFoundError as error:
-        raise SampleError(row.sample_id, f"its file {str(row.path)!r} does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, SampleError):
-            raise
-        raise SampleError(row.sample_id, f"its file {str(row.path)!r} cannot be read ({error})") from error
-    return array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
-
-
-def _is_16_bit_colour(path: Path) -> bool:
-    """Whether a PNG's header says 16 bits and colour: Pillow would read it as 8 bits without a word."""
-    with path.open("rb") as file:
-        header = file.read(26)
-    return header[:8] == b"\x89PNG\r\n\x1a\n" and header[24] == 16 and header[25] in {2, 6}
-
-
-KIND = DatasetKind(name="folder", title="class folders, or a CSV of path,label,split", open=FolderSource)
+KIND = DatasetKind(
+    name="folder", title="class folders, images/ + masks/, or a CSV of path,label|mask,split", open=FolderSource
+)
