@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,49 @@ def test_the_page_is_one_safe_file_with_the_figures(tmp_path: Path) -> None:
     assert ">25.0<" in text  # mean of 0, 25 and 50
     assert ">12.5<" in text
     assert np.asarray(Image.open(picture).convert("RGB")).std() > 5
+
+
+def test_runs_that_were_given_up_are_left_out_of_scores_and_named() -> None:
+    lost = {"failed": "the loss of seed 1 became nan", "test": {}}
+    (summary,) = summarise([record(seed=0, value=0.4), record(seed=1, **lost), record(seed=2, value=0.6)])
+    assert (summary.scores, summary.seeds) == ((0.4, 0.6), (0, 2))
+    assert summary.mean == pytest.approx(0.5)
+    assert summary.notes == ("a, seed 1: the loss of seed 1 became nan",)
+
+
+def test_where_every_run_was_given_up_the_report_says_so_and_still_draws_the_others(tmp_path: Path) -> None:
+    lost = {"failed": "the loss became nan", "test": {}}
+    records = [record("a", s, **lost) for s in range(3)] + [record("b", s, 0.1 * s) for s in range(3)]
+    summaries = summarise(records)
+    assert np.isnan(summaries[0].mean)
+    assert summaries[0].to_json()["mean"] is None
+    json.dumps([s.to_json() for s in summaries], allow_nan=False)
+    figure = box_plot(summaries)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["b"]
+    page = save_report(records, tmp_path / "r.html")[0].read_text()
+    assert "every run was given up" in page
+    assert "a, seed 2: the loss became nan" in page
+    assert ">nan<" not in page
+    assert save_report(records[:3], tmp_path / "none.html")[1].exists()  # nothing at all to draw
+
+
+def test_intervals_are_means_of_their_ends_over_seeds(tmp_path: Path) -> None:
+    records = [record(seed=0, interval=[0.4, 0.6]), record(seed=1, interval=[0.5, 0.9])]
+    (summary,) = summarise(records)
+    assert summary.interval == pytest.approx((0.45, 0.75))
+    assert "45.0 to 75.0" in save_report(records, tmp_path / "r.html")[0].read_text()
+    assert summarise([record()])[0].interval is None
+
+
+def test_two_heads_of_the_same_features_are_told_apart_by_what_was_asked_not_by_what_trials_chose() -> None:
+    base = {"epochs": 5, "learning_rate": 0.01, "weight_decay": 0.1, "k": 20}
+    linear = {
+        "config": {**base, "head": "linear", "learning_rate": 0.0123},
+        "trials": {"chosen": {"learning_rate": 0.0123, "weight_decay": 0.1}},
+    }
+    knn = {"config": {**base, "head": "knn", "k": 3}, "trials": {"chosen": {"k": 3}}}
+    longer = {"config": {**base, "head": "linear", "epochs": 9, "learning_rate": 0.5}, "trials": linear["trials"]}
+    figure = box_plot(summarise([record(**linear), record(**knn), record("b")]))
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["a\nlinear", "a\nknn", "b"]
+    figure = box_plot(summarise([record(**linear), record(**longer)]))
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["a\nepochs 5", "a\nepochs 9"]
