@@ -144,16 +144,15 @@ def train_head(
         return
     if not dataset or not features:
         raise SettingError("'train-head' needs --dataset and --features (or --from-record FILE).")
-    given: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay, "c": c, "k": k}
-    fixed = {name: value for name, value in given.items() if value is not None}
-    if trials and fixed:
-        name = next(iter(fixed)).replace("_", "-")
-        raise SettingError(f"--trials chooses --{name} itself; give one of the two, or --trials 0.")
-    count = (0 if fixed else 16) if trials is None else trials
     dataset = dataset_name(dataset)
     views = [open_ensemble(cache, dataset, name) for name in dict.fromkeys(features)]
+    head = head or ("upernet" if views[0].task == "segmentation" else "linear")
+    given: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay, "c": c, "k": k}
+    fixed = {name: value for name, value in given.items() if value is not None}
+    _check_fixed(head, fixed, trials)
+    count = (0 if fixed else 16) if trials is None else trials
     config = TrainConfig(
-        head=head or ("upernet" if views[0].task == "segmentation" else "linear"),
+        head=head,
         pooled=pooled,
         channels=channels,
         levels=_levels(levels),
@@ -191,6 +190,8 @@ def train_head(
         print_json([s.to_json() for s in summaries])
     else:
         show_summaries(summaries)
+    if records and all(r.failed for r in records):
+        raise SettingError(f"every run was given up, and their records say so: {records[0].failed}.")
 
 
 def train_one(
@@ -262,6 +263,22 @@ def show_summaries(summaries: list[Summary]) -> None:
         say(f"note: {warning}")
 
 
+def _check_fixed(head: str, fixed: dict[str, Any], trials: int | None) -> None:
+    """Refuse a hyperparameter that the head does not have, or that trials would choose."""
+    from embedcache.errors import SettingError
+    from embedcache.heads._registry import get_head
+    from embedcache.trials import search_space
+
+    own = list(search_space(get_head(head)))
+    for name in fixed:
+        flag = "--" + name.replace("_", "-")
+        if name not in own:
+            flags = " and ".join("--" + n.replace("_", "-") for n in own)
+            raise SettingError(f"head {head!r} has no {flag}; it has {flags}.")
+        if trials:
+            raise SettingError(f"--trials chooses {flag} itself; give one of the two, or --trials 0.")
+
+
 def _levels(text: str | None) -> tuple[int, ...] | None:
     from embedcache.errors import SettingError
 
@@ -309,6 +326,9 @@ def _rerun(path: Path, cache: str, device: str, budget: int | None, *, json: boo
     table(("test metric", "recorded %", "now %"), rows, right=frozenset({1, 2}))
     if record.environment.get("torch") != (now := again.torch):
         say(f"note: the record was made with torch {record.environment.get('torch')}, this is {now}")
+    if again.failed:
+        say(f"given up {'as recorded' if record.failed else 'this time'}: {again.failed}")
+        return
     score = again.test.get(record.metric)
     equal = score is not None and abs(score - record.score) < 1e-9
     say(f"{record.metric}: {'the same' if equal else 'not the same'}, seed {record.seed} of {record.features}")
