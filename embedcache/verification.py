@@ -15,6 +15,7 @@ from embedcache.encoding import Row, encode
 from embedcache.errors import EmbedcacheError, SampleError, SettingError
 from embedcache.extraction_plan import RECIPE, ExtractionPlan, ExtractOptions, plan_extraction
 from embedcache.store_layout import What
+from embedcache_stores.errors import FingerprintMismatchError
 from embedcache_stores.feature_store import FeatureStore
 from embedcache_stores.manifest import StoreManifest, read_manifest
 from embedcache_stores.place import Location, open_place
@@ -86,33 +87,52 @@ def plan_again(location: Location, source: SampleSource, weights: str | None, de
     """
     place = open_place(location)
     found = read_manifest(place)
+    limit = None if found.rows == len(source.sample_ids) else found.rows
+    cache = open_place(place.url.rpartition("/")[0].rpartition("/")[0] or ".")
+    options = replace(options_again(found, weights, device), limit=limit)
+    try:
+        return plan_extraction(source, found.name.partition("@")[0], cache, options)
+    except FingerprintMismatchError as error:
+        fields = ", ".join(name for name, _, _ in error.differences[:6])
+        raise FingerprintMismatchError(
+            f"store {place.url!r} was not made from this dataset as it is now, with these options: {fields} differ. "
+            "Nothing was encoded again.",
+            error.differences,
+        ) from error
+
+
+def options_again(found: StoreManifest, weights: str | None, device: str = "auto") -> ExtractOptions:
+    """Return the options that made a store, all but how many samples were taken.
+
+    Raises
+    ------
+    SettingError
+        If the weights came from a file and are not given.
+    """
     made = found.provenance
     identity = made["backbone"]["weights"]
     if weights is None:
         if identity["kind"] != "random":
             hub = found.environment.get("weights_source")
             raise SettingError(
-                f"store {place.url!r} was made with weights from {hub}; give them with --weights (FILE, or pretrained)."
+                f"store {found.place.url!r} was made with weights from {hub}; give them with --weights (FILE, or "
+                "pretrained)."
             )
         weights = f"random:{identity['seed']}"
     names = {a.name for a in found.arrays}
     pooled, maps = (any(n.startswith(prefix) for n in names) for prefix in ("pooled_", "level_"))
     what: What = "both" if pooled and maps else "maps" if maps else "pooled"
-    root, _, tag = found.name.partition("@")
-    options = ExtractOptions(
+    return ExtractOptions(
         weights=weights,
         input_size=made["preprocessing"]["input_size"],
         device=device,
         precision=made["precision"],
         dtype=made["dtype"],
         what=what,
-        limit=None if found.rows == len(source.sample_ids) else found.rows,
         coords=bool(made["backbone"]["time"] or made["backbone"]["location"]),
-        tag=tag or None,
+        tag=found.name.partition("@")[2] or None,
         skip_bad=True,
     )
-    cache = open_place(place.url.rpartition("/")[0].rpartition("/")[0] or ".")
-    return plan_extraction(source, root, cache, options)
 
 
 def recompute(plan: ExtractionPlan, count: int, seed: int = 0, extractor: FeatureExtractor | None = None) -> Recomputed:

@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from embedcache_cli import demo, extract, housekeeping, inspect, report, status, train_head, tune_store, verify
+from embedcache_cli import (
+    certify,
+    demo,
+    extract,
+    housekeeping,
+    inspect,
+    predict,
+    report,
+    status,
+    train_head,
+    tune_store,
+    verify,
+)
 from embedcache_cli.console import run
 
 app = typer.Typer(
@@ -21,6 +33,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("extract")(extract.extract)
 app.command("train-head")(train_head.train_head)
+app.command("predict")(predict.predict)
+app.command("certify")(certify.certify)
 app.command("report")(report.report)
 app.command("ls")(inspect.ls)
 app.command("info")(inspect.info)
