@@ -224,8 +224,7 @@ def load_pooled(
     if data.nbytes <= budget:
         for split in splits.values():
             split.hold()
-    for split in splits.values():
-        _check_finite(features, split)
+    _check_finite(features, splits)
     return data
 
 
@@ -266,15 +265,20 @@ def _open_split(features: Ensemble, read: ReadVectors, rows: npt.NDArray[np.int6
     return Vectors(y, features.sample_ids[rows], read, rows, device)
 
 
-def _check_finite(features: Ensemble, split: Vectors) -> None:
-    for start, block in split.blocks():
-        bad = (~block.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        if bad:
-            at = start + bad[0]
-            raise FeatureError(
-                f"{len(bad)} feature vectors of {features.name!r} are not finite, the first is row {split.rows[at]} "
-                f"({split.sample_ids[at]!r}); extract the store again."
-            )
+def _check_finite(features: Ensemble, splits: dict[str, Vectors]) -> None:
+    bad: list[tuple[int, str]] = []
+    for split in splits.values():
+        for start, block in split.blocks():
+            found = (~block.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            bad += [(int(split.rows[start + i]), str(split.sample_ids[start + i])) for i in found]
+    if bad:
+        row, sample_id = min(bad)
+        count = (
+            f"{len(bad)} feature vectors of {features.name!r} are"
+            if len(bad) > 1
+            else f"a feature vector of {features.name!r} is"
+        )
+        raise FeatureError(f"{count} not finite, the first is row {row} ({sample_id!r}); extract the store again.")
 
 
 def _check_classes(features: Ensemble, splits: dict[str, Vectors], num_classes: int) -> list[str]:
