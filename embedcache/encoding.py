@@ -47,6 +47,8 @@ def encode(plan: ExtractionPlan, model: FeatureExtractor, rows: Sequence[Row]) -
             ) from error
         named = {f"pooled_{k}": v for k, v in features.pooled.items()}
         named |= {f"level_{i}": level for i, level in enumerate(features.levels)}
+        if lacking := [a.name for a in wanted if a.name not in named]:
+            raise FeatureError(f"backbone {plan.backbone.name!r} made no {lacking[0]}, only {', '.join(named)}.")
         return {a.name: _to_numpy(plan, named[a.name], a, rows) for a in wanted}
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from embedcache.backbones._registry import get_backbone
+from embedcache.backbones._registry import get_backbone, identity_of
 from embedcache.backbones._spec import BackboneSpec
 from embedcache.backbones._weights import Weights, find_weights
 from embedcache.contents import ContentIndex, recorded_contents, stale_rows
@@ -146,7 +146,7 @@ def plan_extraction(
     EmbedcacheError
         Unknown backbone, missing bands, unusable weights or size, a store of another fingerprint in the way.
     """
-    spec = backbone if isinstance(backbone, BackboneSpec) else get_backbone(backbone)
+    spec = backbone if isinstance(backbone, BackboneSpec) else get_backbone(backbone, options.input_size)
     info = source.info
     input_size = spec.input_size if options.input_size is None else options.input_size
     levels = spec.levels(input_size)
@@ -179,6 +179,7 @@ def plan_extraction(
             "weights": dict(weights.identity),
             "time": use_time,
             "location": use_location,
+            **identity_of(spec),
         },
         "preprocessing": preprocessing.to_json(),
         "arrays": {a.name: list(a.shape) for a in arrays},
@@ -215,6 +216,7 @@ def plan_extraction(
                 "parameters_m": spec.parameters_m,
                 "licence": spec.licence,
                 "citation": spec.citation,
+                **({"reference": spec.reference} if spec.reference else {}),
             },
             "dataset_notes": list(info.notes),
         },
@@ -337,7 +339,7 @@ def _notes(
     asked: str | None,
     stale: Sequence[int],
 ) -> list[str]:
-    out = list(notes)
+    out = [*spec.notes, *notes]
     if spec.uses_coords and not coords:
         out.append("the backbone can take time and location, and gets neither")
     if found is not None and found.state == "complete" and asked not in {None, found.compression}:

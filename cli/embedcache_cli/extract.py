@@ -50,7 +50,10 @@ class Units(StrEnum):
 
 def extract(
     dataset: Dataset,
-    backbone: Annotated[list[str], typer.Option("--backbone", help="Backbone; repeat for several.")],
+    backbone: Annotated[
+        list[str],
+        typer.Option("--backbone", help="Name, package.module:NAME, or terratorch:NAME[:BANDS]; repeat for several."),
+    ],
     data_root: DataRoot = None,
     cache: Cache = "cache",
     weights: Annotated[
@@ -98,6 +101,7 @@ def extract(
 
     Killed or interrupted, the same command continues. A store that is already there is left as it is.
     """
+    from embedcache.backbones._registry import find_all
     from embedcache.datasets._registry import open_dataset
     from embedcache.datasets._spec import OpenOptions
     from embedcache.extraction_plan import ExtractOptions, plan_extraction
@@ -122,7 +126,7 @@ def extract(
         rebuild=rebuild,
         workers=workers,
     )
-    plans = [plan_extraction(source, name, cache, options) for name in dict.fromkeys(backbone)]
+    plans = [plan_extraction(source, spec, cache, options) for spec in find_all(backbone, input_size)]
     if plan:
         if json:
             print_json([p.to_json() for p in plans])

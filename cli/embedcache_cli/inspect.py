@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedcache_cli.console import human_bytes, print_json, say, table
+from embedcache_cli.console import human_bytes, print_json, say, table, tell
 from embedcache_cli.options import Cache, Json
 
 
@@ -66,7 +66,7 @@ def info(
 
 def backbones(json: Json = False) -> None:
     """List the backbones that can be extracted."""
-    from embedcache.backbones._registry import list_backbones
+    from embedcache.backbones._registry import built_in, list_backbones, plugin_problems
 
     facts = [
         {
@@ -81,15 +81,18 @@ def backbones(json: Json = False) -> None:
             "licence": s.licence,
             "weights": f"{s.hub.repo}/{s.hub.filename}" if s.hub else None,
             "citation": s.citation,
+            "plugin": None if s.name in built_in() else s.reference,
         }
         for s in list_backbones().values()
     ]
+    for problem in plugin_problems():
+        tell(problem)
     if json:
         print_json(facts)
         return
     rows = [
         (
-            f["name"],
+            f"{f['name']} (plug-in)" if f["plugin"] else f["name"],
             f"{f['parameters_m']:g}",
             " ".join(str(b) for b in _list(f["bands"])),
             " ".join(f"{c}x{h}x{w}" for c, h, w in _list(f["levels"])),
@@ -98,6 +101,7 @@ def backbones(json: Json = False) -> None:
         for f in facts
     ]
     table(("backbone", "M par.", "bands", "levels at default size", "licence"), rows, right=frozenset({1}))
+    say("also: package.module:NAME, a BackboneSpec of your own; terratorch:NAME, any backbone of TerraTorch's registry")
 
 
 def _list(value: object) -> list[Any]:

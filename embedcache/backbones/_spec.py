@@ -100,13 +100,30 @@ class BackboneSpec:
     licence: str
     citation: str
     hub: HubFile | None
-    package: str
-    """Distribution that holds the architecture; its version decides what random weights are."""
+    package: str = ""
+    """Distribution that holds the architecture; its version decides what random weights are. Empty: one's own file."""
     load: Callable[[BackboneSpec, tuple[str, ...], int, Mapping[str, Any] | None], FeatureExtractor]
     """``load(spec, bands, input_size, state)``: build for these bands, load ``state`` strictly (None: leave random)."""
     input_size: int = 224
     token_px: int = 16
     """Input pixels per token where most of the arithmetic happens; for estimates of time only."""
+    version: str = ""
+    """Of a plug-in's code: raised whenever it would make other features. Part of the fingerprint, as are its bands."""
+    pretrained: Callable[[BackboneSpec, tuple[str, ...], int], FeatureExtractor] | None = None
+    """``pretrained(spec, bands, input_size)``: a model library's own way to its weights, where there is no ``hub``."""
+    reference: str = ""
+    """What names it on the command line, where that is not its name. Set where it is found."""
+    notes: tuple[str, ...] = ()
+    """What was worked out about it, for people."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides features beside the weights: part of the fingerprint of what is not built in."""
+        return {
+            "version": self.version,
+            "bands": [[b.name, b.gain, b.mean, b.std, b.ceiling] for b in self.bands],
+            "levels": [list(facts) for facts in self.level_facts],
+            "pooled": list(self.pooled),
+        }
 
     def gflop(self, input_size: int) -> float:
         """Return about how many GFLOP one image takes: two per parameter and token (within 5 % of counted ones)."""

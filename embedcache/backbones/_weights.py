@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedcache.backbones._spec import BackboneSpec, FeatureExtractor
-from embedcache.errors import WeightsError
+from embedcache.errors import EmbedcacheError, SettingError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,8 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict", "teacher")
 class Weights:
     """Weights that were found, with what identifies them."""
 
-    kind: Literal["random", "file"]
+    kind: Literal["random", "file", "library"]
+    """``library``: loaded by the model library's own loader."""
     identity: Mapping[str, Any]
     """Part of the store's fingerprint."""
     source: str
@@ -36,15 +37,15 @@ class Weights:
 
 
 def find_weights(spec: BackboneSpec, choice: str) -> Weights:
-    """Find the weights that ``choice`` names, without building the model.
+    """Find the weights that ``choice`` names; the model is built only where its library loads them itself.
 
     Parameters
     ----------
     spec
         The backbone.
     choice
-        ``pretrained`` (the hub), ``random`` or ``random:SEED``, or the path of a state dict (``.pt``, ``.pth``,
-        ``.safetensors``).
+        ``pretrained`` (the hub, or the model library's own loader), ``random`` or ``random:SEED``, or the path of a
+        state dict (``.pt``, ``.pth``, ``.safetensors``).
 
     Raises
     ------
@@ -62,10 +63,17 @@ def find_weights(spec: BackboneSpec, choice: str) -> Weights:
                 "seed": int(text),
                 # The same seed draws other numbers in other versions of the code that draws them.
                 "torch": importlib.metadata.version("torch").split("+")[0],
-                spec.package: importlib.metadata.version(spec.package),
+                **_version_of(spec),
             },
             source=f"random initialisation, seed {int(text)}",
             seed=int(text),
+        )
+    if choice == "pretrained" and spec.pretrained is not None:
+        digest = state_digest(_build_pretrained(spec, tuple(b.name for b in spec.bands), spec.input_size))
+        return Weights(
+            kind="library",
+            identity={"kind": "library", "sha256": digest},
+            source=f"{spec.package or spec.name}'s own loader",
         )
     if choice == "pretrained":
         path = _download(spec)
@@ -93,6 +101,16 @@ def load_backbone(
     import torch
 
     size = input_size or spec.input_size
+    if weights.kind == "library":
+        extractor = _build_pretrained(spec, bands, size)
+        as_found = bands == tuple(b.name for b in spec.bands) and size == spec.input_size
+        if as_found and state_digest(extractor) != weights.identity["sha256"]:
+            raise WeightsError(
+                f"backbone {spec.name!r} was given other weights by its loader than a moment ago: part of them is "
+                "random. Pass a file with --weights FILE."
+            )
+        extractor.module.eval().requires_grad_(False)
+        return extractor
     state = None if weights.path is None else read_state(weights.path)
     with torch.random.fork_rng(devices=[]):  # the caller's random state is none of our business
         torch.manual_seed(weights.seed)
@@ -100,8 +118,32 @@ def load_backbone(
             extractor = spec.load(spec, bands, size, state)
         except WeightsError as error:
             raise WeightsError(f"weights {weights.source!r} do not fit backbone {spec.name!r}: {error}") from error
+        except (EmbedcacheError, ImportError):
+            raise
+        except Exception as error:  # a plug-in's own code may fail in any way
+            if not spec.reference:
+                raise
+            raise SettingError(f"backbone {spec.name!r} could not be built ({_reason(error)}).") from error
     extractor.module.eval().requires_grad_(False)
     return extractor
+
+
+def state_digest(extractor: FeatureExtractor) -> str:
+    """SHA-256 of a model's state: names, dtypes, shapes and bytes, in the order of names.
+
+    Parameters that its ``unused`` names are left out: no feature depends on them, and a loader may leave them random.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    unused = set(getattr(extractor, "unused", ()))
+    for key, value in sorted(extractor.module.state_dict().items()):
+        if key in unused:
+            continue
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -174,6 +216,40 @@ def fill(module: torch.nn.Module, state: Mapping[str, torch.Tensor], *, not_need
             parts.append(f"{len(shapes)} have another shape ({k}: {tuple(state[k].shape)}, not {tuple(own[k].shape)})")
         raise WeightsError("; ".join(parts) + ". Is it a file for another model or size?")
     module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=not not_needed)
+
+
+def _build_pretrained(spec: BackboneSpec, bands: tuple[str, ...], size: int) -> FeatureExtractor:
+    """Let the model's library load its weights. The seed is another each time, so that a part left random shows."""
+    import torch
+
+    assert spec.pretrained is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.seed()
+        try:
+            return spec.pretrained(spec, bands, size)
+        except EmbedcacheError:
+            raise
+        except Exception as error:  # libraries raise many kinds without a network, or for names without weights
+            raise WeightsError(
+                f"the weights of {spec.name!r} could not be had from {spec.package or 'its loader'} "
+                f"({_reason(error)}). Pass a file with --weights FILE; --weights random is for trying things out."
+            ) from error
+
+
+def _version_of(spec: BackboneSpec) -> dict[str, str]:
+    if not spec.package:
+        return {}
+    try:
+        return {spec.package: importlib.metadata.version(spec.package)}
+    except importlib.metadata.PackageNotFoundError:
+        raise WeightsError(
+            f"backbone {spec.name!r} says that the package {spec.package!r} holds it, which is not installed."
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _download(spec: BackboneSpec) -> Path:
