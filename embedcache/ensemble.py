@@ -13,7 +13,7 @@ from embedcache.errors import SettingError
 from embedcache_stores.errors import SampleIdMismatchError, StoreNotFoundError
 from embedcache_stores.feature_store import FeatureStore, open_store
 from embedcache_stores.place import Location
-from embedcache_stores.schema import SKIPPED, LevelSpec
+from embedcache_stores.schema import CONTENT, SKIPPED, LevelSpec
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -250,6 +250,7 @@ def _check_same_samples(left: FeatureStore, right: FeatureStore) -> None:
                 f"cannot ensemble {left.name!r} and {right.name!r}: the dataset's {' and '.join(changed)} changed "
                 "between their extractions. Extract the older one again (--rebuild)."
             )
+        _check_same_images(left, right)
         return
     a, b = left.sample_ids, right.sample_ids
     n = min(len(a), len(b))
@@ -260,6 +261,20 @@ def _check_same_samples(left: FeatureStore, right: FeatureStore) -> None:
         f"cannot ensemble {left.name!r} and {right.name!r}: their sample ids differ ({len(a)} and {len(b)} rows, first "
         f"difference at row {at}: {pair}). Extract both from the same dataset with the same --limit."
     )
+
+
+def _check_same_images(left: FeatureStore, right: FeatureStore) -> None:
+    """Refuse stores whose images, or masks, changed between their extractions, where both know the content."""
+    if not (left.has(CONTENT) and right.has(CONTENT)):
+        return
+    both = (left.split != SKIPPED) & (right.split != SKIPPED)
+    changed = np.flatnonzero((left.column(CONTENT) != right.column(CONTENT)) & both)
+    if len(changed):
+        raise SampleIdMismatchError(
+            f"cannot ensemble {left.name!r} and {right.name!r}: {len(changed)} images or masks changed between their "
+            f"extractions, the first is {str(left.sample_ids[changed[0]])!r}. Extract the older one again; only those "
+            "are encoded anew."
+        )
 
 
 def _dataset_digests(store: FeatureStore) -> Mapping[str, Any]:

@@ -108,7 +108,10 @@ def choose(
     """
     path = folder / CHOICE_FILE
     if path.exists():
-        return Choice(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return Choice(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise SettingError(f"{str(path)!r} is damaged ({error}). Remove it; the trials beside it are kept.") from error
     spec = get_head(config.head)
     folder.mkdir(parents=True, exist_ok=True)
     run = _grid if spec.grid is not None else _study

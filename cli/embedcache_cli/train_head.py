@@ -184,12 +184,12 @@ def train_head(
     for view in views:
         result = train_one(view, config, wanted, out, options, where, force=force, budget=budget)
         records += result.records
-    save_runs_table(out)
     summaries = summarise(records)
     if json:
         print_json([s.to_json() for s in summaries])
     else:
         show_summaries(summaries)
+    save_runs_table(out)  # after the scores: a damaged record of another run, which it names, must not hide them
     if records and all(r.failed for r in records):
         raise SettingError(f"every run was given up, and their records say so: {records[0].failed}.")
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 from embedcache.contents import ContentIndex
 from embedcache.datasets._registry import open_dataset
+from embedcache.ensemble import Ensemble
 from embedcache.extraction import Progress, extract
 from embedcache.extraction_plan import ExtractionPlan, ExtractOptions, plan_extraction
-from embedcache_stores import FeatureStore, FeatureWriter, IncompleteStoreError, open_place
+from embedcache_stores import FeatureStore, FeatureWriter, IncompleteStoreError, SampleIdMismatchError, open_place
 from embedcache_stores.repair import reopen
 
 Hiera = Callable[..., Any]
@@ -47,6 +48,17 @@ def repaint(picture: Path) -> None:
             break
     os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert picture.stat().st_size == before.st_size
+
+
+def test_stores_of_images_before_and_after_a_change_are_not_joined(chips: Path, tmp_path: Path, hiera: Hiera) -> None:
+    one, two = (plan(chips, tmp_path / "c", tag=tag) for tag in ("one", "two"))
+    first = FeatureStore(extract(one, extractor=hiera()))
+    repaint(chips / first.sample_ids[5])
+    second = FeatureStore(extract(two, extractor=hiera()))
+    with pytest.raises(SampleIdMismatchError, match=f"1 images or masks changed .* {first.sample_ids[5]!r}"):
+        Ensemble([first, second])
+    again = extract(plan(chips, tmp_path / "c", tag="one"), extractor=hiera())
+    assert Ensemble([FeatureStore(again), second]).rows == 40
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])

@@ -51,6 +51,31 @@ def test_logistic_is_scikit_learns_multinomial_regression(pooled: Pooled, c: flo
     np.testing.assert_allclose(ours, theirs.predict_proba(standardised(data, data.test)), atol=PROBABILITY)
 
 
+def test_class_weights_are_scikit_learns(pooled: Pooled) -> None:
+    data = pooled(train=150, classes=3, channels=8)
+    few = np.flatnonzero(data.train.y.numpy() == 1)[4:]  # one class becomes rare
+    keep = np.setdiff1d(np.arange(len(data.train)), few)
+    rare = Vectors.held(data.train.x[keep], data.train.y[keep], data.train.sample_ids[keep])
+    data = PooledData(rare, data.val, data.test, data.task, data.num_classes)
+    x, y = standardised(data, data.train), data.train.y.numpy()
+    result = train_head(data, TrainConfig(head="logistic", c=0.5, class_weights="balanced"), 0)
+    theirs = LogisticRegression(C=0.5, tol=1e-10, max_iter=100_000, class_weight="balanced").fit(x, y)
+    close(result.state["weight"], theirs.coef_)
+    assert np.abs(theirs.coef_ - oracle(0.5).fit(x, y).coef_).max() > 5 * COEFFICIENT  # they matter here
+
+
+def test_class_weights_of_several_labels_weigh_the_positives(pooled: Pooled) -> None:
+    data = pooled("multilabel", train=150, classes=3, channels=8)
+    x, y = standardised(data, data.train), data.train.y.numpy()
+    result = train_head(data, TrainConfig(head="logistic", c=0.5, class_weights="balanced"), 0)
+    for c in range(3):
+        weight = (1 - y[:, c].mean()) / y[:, c].mean()
+        theirs = oracle(0.5).fit(x, y[:, c], sample_weight=np.where(y[:, c] > 0, weight, 1.0))
+        np.testing.assert_allclose(
+            result.state["weight"][c].numpy(), theirs.coef_[0], atol=COEFFICIENT * np.abs(theirs.coef_).max()
+        )
+
+
 @pytest.mark.parametrize("c", PENALTIES)
 def test_two_classes_are_a_binary_regression_with_twice_the_c(pooled: Pooled, c: float) -> None:
     """Softmax over both shares the slope w as w/2 and -w/2, whose penalty is half of w's."""

@@ -86,6 +86,13 @@ def test_the_sampler_learns_from_one_batch_to_the_next(pooled: Pooled, tmp_path:
     assert rates[24:].mean() > rates[:8].mean() + 0.5
 
 
+def test_a_damaged_choice_is_named(pooled: Pooled, tmp_path: Path) -> None:
+    choose(pooled, CONFIG, TrialOptions(count=2, batch=2), tmp_path)
+    (tmp_path / "choice.json").write_text('{"chosen": ')
+    with pytest.raises(SettingError, match=r"choice\.json' is damaged"):
+        choose(pooled, CONFIG, TrialOptions(count=2, batch=2), tmp_path)
+
+
 @pytest.mark.parametrize("after", [0, 1, 5, 8])
 def test_an_interrupted_study_continues_to_the_same_trials(
     pooled: Pooled, tmp_path: Path, trained: list[list[Run]], after: int
