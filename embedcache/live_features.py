@@ -20,7 +20,7 @@ from embedcache.datasets._spec import SampleSource
 from embedcache.encoding import Row, encode
 from embedcache.errors import SampleError, SettingError
 from embedcache.extraction_plan import ExtractionPlan, plan_extraction
-from embedcache.verification import options_again
+from embedcache.verification import backbone_again, options_again
 from embedcache_stores.feature_store import FeatureStore
 from embedcache_stores.manifest import read_manifest
 from embedcache_stores.place import Location, open_place
@@ -65,7 +65,7 @@ def plan_like(
         options_again(found, weights, device), tag=None, batch_size=found.environment.get("batch_size"), limit=None
     )
     with TemporaryDirectory(prefix="embedcache-") as nowhere:  # so that no store is in the way; nothing is written
-        plan = plan_extraction(source, found.name.partition("@")[0], nowhere, options)
+        plan = plan_extraction(source, backbone_again(found), nowhere, options)
     now = plan.spec.provenance
     if differ := difference(made, now):
         what, then, here = differ

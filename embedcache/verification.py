@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from embedcache.backbones._registry import get_backbone
+from embedcache.backbones._registry import TERRATORCH, get_backbone
 from embedcache.backbones._spec import FeatureExtractor
 from embedcache.backbones._weights import load_backbone
 from embedcache.datasets._spec import SampleSource
@@ -54,6 +54,8 @@ def provenance_notes(found: StoreManifest) -> list[str]:
         notes.append(f"made with recipe {made.get('recipe')} of embedcache, now {RECIPE}: features may differ")
     backbone = made.get("backbone", {}).get("name")
     then = made.get("preprocessing", {})
+    if backbone_again(found).startswith(TERRATORCH):
+        return notes  # it would have to be built and run
     try:
         spec = get_backbone(str(backbone))
     except EmbedcacheError:
@@ -91,7 +93,7 @@ def plan_again(location: Location, source: SampleSource, weights: str | None, de
     cache = open_place(place.url.rpartition("/")[0].rpartition("/")[0] or ".")
     options = replace(options_again(found, weights, device), limit=limit)
     try:
-        return plan_extraction(source, found.name.partition("@")[0], cache, options)
+        return plan_extraction(source, backbone_again(found), cache, options)
     except FingerprintMismatchError as error:
         fields = ", ".join(name for name, _, _ in error.differences[:6])
         raise FingerprintMismatchError(
@@ -99,6 +101,15 @@ def plan_again(location: Location, source: SampleSource, weights: str | None, de
             "Nothing was encoded again.",
             error.differences,
         ) from error
+
+
+def backbone_again(found: StoreManifest) -> str:
+    """Return the word that names a store's backbone here.
+
+    A store may name one of TerraTorch's registry. It cannot name a module to import: no code runs because data say so.
+    """
+    reference = str(found.attrs.get("backbone", {}).get("reference", ""))
+    return reference if reference.startswith(TERRATORCH) else found.name.partition("@")[0]
 
 
 def options_again(found: StoreManifest, weights: str | None, device: str = "auto") -> ExtractOptions:

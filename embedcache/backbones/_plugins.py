@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from embedcache.errors import EmbedcacheError, SettingError, UnknownNameError
 
 GROUP = "embedcache.backbones"
 """Entry points of this group name a :class:`BackboneSpec`, or a list of them."""
+VARIABLE = "EMBEDCACHE_BACKBONES"
+"""Environment variable with ``package.module:NAME``, several separated by commas: known by name, as if installed."""
 
 
 def load_reference(reference: str) -> tuple[BackboneSpec, ...]:
@@ -44,7 +47,7 @@ def load_reference(reference: str) -> tuple[BackboneSpec, ...]:
 
 
 def load_entry_points(taken: Mapping[str, BackboneSpec]) -> tuple[dict[str, BackboneSpec], tuple[str, ...]]:
-    """Load every installed plug-in.
+    """Load every installed plug-in, and those that the environment names.
 
     A plug-in that cannot be used is left out and said, so that it spoils nothing for the others.
 
@@ -62,11 +65,9 @@ def load_entry_points(taken: Mapping[str, BackboneSpec]) -> tuple[dict[str, Back
     origin: dict[str, str] = {}
     problems: list[str] = []
     twice: set[str] = set()
-    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
-        owner = point.dist.name if point.dist is not None else "an unnamed distribution"
-        where = f"plug-in {point.name!r} of {owner} ({point.value})"
+    for where, reference in _announced():
         try:
-            specs = load_reference(point.value)
+            specs = load_reference(reference)
         except EmbedcacheError as error:
             problems.append(f"{where} is not used: {error}")
             continue
@@ -79,6 +80,18 @@ def load_entry_points(taken: Mapping[str, BackboneSpec]) -> tuple[dict[str, Back
             else:
                 found[spec.name], origin[spec.name] = spec, where
     return {k: v for k, v in found.items() if k not in twice}, tuple(problems)
+
+
+def _announced() -> list[tuple[str, str]]:
+    """Where plug-ins are announced, in words, and what they are."""
+    points = importlib.metadata.entry_points(group=GROUP)
+    named = [p.strip() for p in os.environ.get(VARIABLE, "").split(",") if p.strip()]
+    return [
+        *sorted(
+            (f"plug-in {p.name!r} of {p.dist.name if p.dist else 'somewhere'} ({p.value})", p.value) for p in points
+        ),
+        *((f"plug-in {p!r} of {VARIABLE}", p) for p in dict.fromkeys(named)),
+    ]
 
 
 def check_spec(spec: BackboneSpec, reference: str) -> None:

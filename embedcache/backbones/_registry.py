@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import embedcache.backbones as package
-from embedcache.backbones._plugins import load_entry_points, load_reference
+from embedcache.backbones._plugins import VARIABLE, load_entry_points, load_reference
 from embedcache.backbones._spec import BackboneSpec
 from embedcache.errors import SettingError, unknown_name
 
@@ -80,7 +80,8 @@ def find_backbones(text: str, input_size: int | None = None) -> tuple[BackboneSp
         return found
     known = list_backbones()
     if text not in known:
-        hint = "'embedcache backbones' lists them all." + "".join(f" By the way, {p}" for p in plugin_problems())
+        hint = f"'embedcache backbones' lists them all; {VARIABLE}=package.module:NAME adds one's own."
+        hint += "".join(f" By the way, {p}" for p in plugin_problems())
         raise unknown_name("backbone", text, known, hint)
     return (known[text],)
 
