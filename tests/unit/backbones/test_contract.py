@@ -13,7 +13,7 @@ from embedcache.backbones._registry import get_backbone, list_backbones
 from embedcache.bands import WAVELENGTHS_UM
 from embedcache.errors import SettingError, UnknownNameError
 
-SMALL = ("sam2_hiera_tiny", "prithvi_eo_v2_tiny_tl", "dofa_small")
+SMALL = ("sam2_hiera_tiny", "sam21_hiera_tiny", "prithvi_eo_v2_tiny_tl", "dofa_small")
 Load = Callable[..., Any]
 
 NAMES = {
