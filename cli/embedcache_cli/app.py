@@ -8,6 +8,7 @@ import typer
 
 from embedcache_cli import (
     certify,
+    datasets,
     demo,
     extract,
     housekeeping,
@@ -45,6 +46,7 @@ app.command("rm")(housekeeping.rm)
 app.command("gc")(housekeeping.gc)
 app.command("cp")(housekeeping.cp)
 app.command("backbones")(inspect.backbones)
+app.command("datasets")(datasets.datasets)
 
 
 def _print_version(wanted: bool) -> None:

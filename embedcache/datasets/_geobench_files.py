@@ -193,7 +193,9 @@ def class_names(
 ) -> tuple[str, ...]:
     """Class names from ``task_specs.pkl`` where it can be read safely and fits, else numbers."""
     stated = _task_specs(path)
-    names = stated.get("_class_names") or stated.get("class_names") if stated else None
+    # Several labels have it in the singular.
+    found = [stated.get(key) for key in ("_class_names", "class_names", "class_name")] if stated else []
+    names = next((n for n in found if n), None)
     if isinstance(names, Sequence) and not isinstance(names, str) and len(names) == (known or len(names)):
         return tuple(str(n) for n in names)
     count = known or (stated.get("n_classes") if stated else None)

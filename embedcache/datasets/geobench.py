@@ -1,7 +1,9 @@
 """GEO-Bench v1 datasets (``m-*`` folders): one HDF5 file per sample, partitions as JSON; their pickles are not trusted.
 
-Format: ServiceNow/geo-bench, ``geobench/dataset.py``. Labels come from ``label_map.json`` or ``label_stats.json`` where
-they are, else from each file's attribute, read by a restricted unpickler.
+Format: ServiceNow/geo-bench, ``geobench/dataset.py``. Bands are the image's own under their true names; with ``--bands
+as-published`` they are everything that a file holds, under the names that it has there. Labels come from
+``label_map.json`` or ``label_stats.json`` where they are, else from each file's attribute, read by a restricted
+unpickler.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.bands import WAVELENGTHS_UM, canonical_band
+from embedcache.bands import WAVELENGTHS_UM
 from embedcache.datasets import _geobench_files as files
-from embedcache.datasets._geobench_facts import ALIASES, FACTS, KEYS, Facts, already_mended
+from embedcache.datasets._geobench_bands import already_mended, standard_name
+from embedcache.datasets._geobench_facts import ALIASES, FACTS, Facts, known_notes
 from embedcache.datasets._spec import (
     DatasetInfo,
     DatasetKind,
@@ -37,15 +40,20 @@ class GeoBenchSource:
         if choice not in {"corrected", "as-published"}:
             raise SettingError(
                 f"--bands {choice!r}: GEO-Bench files name their own bands; choose 'corrected' (known faults are "
-                "mended, the default) or 'as-published'."
+                "mended, and what is no image is left out; the default) or 'as-published'."
             )
         self.path = path
         self.sample_ids, self.splits = files.read_partition(path, options.partition or "default")
         self._labels, self._label_digest = files.read_labels(path)
         facts = FACTS.get(ALIASES.get(path.name, path.name))
         first_id, (published, dated, attribute) = first_readable(self.sample_ids, self._first_look)
-        mend = facts.corrected if facts and choice == "corrected" and not already_mended(path, facts) else {}
-        self._keys = {mend.get(key, band): key for key, band in published.items()}
+        mended = facts is not None and already_mended(path, facts.corrected, published.keys())
+        mend: Mapping[str, str] = {}
+        left_out: tuple[str, ...] = ()
+        if facts and choice == "corrected":
+            mend, left_out = {} if mended else facts.corrected, facts.left_out
+        self._keys = {mend.get(key, band): key for key, band in published.items() if key not in left_out}
+        self._swapped_places = facts is not None and facts.swapped_places
         task = facts.task if facts else files.infer_task(path, first_id, self._labels, attribute)
         located = not (facts and facts.wrong_places) and files.location(attribute, 1, 1)[0] is not None
         known = facts.num_classes if facts else None
@@ -59,7 +67,7 @@ class GeoBenchSource:
             class_names=names or files.class_names(path, known, task, self._labels, attribute),
             has_time=dated,
             has_location=located,
-            notes=_notes(facts, bool(mend), choice, tuple(self._keys)),
+            notes=_notes(facts, mended, choice, tuple(self._keys)),
         )
 
     def read(self, index: int, bands: Sequence[str]) -> Sample:
@@ -76,6 +84,8 @@ class GeoBenchSource:
         needed = self.info.has_location or self._labels is None
         content = files.parse_attribute(sample_id, attribute) if needed else {}
         lat, lon = files.location(content, *image.shape[1:]) if self.info.has_location else (None, None)
+        if self._swapped_places and lat is not None and lon is not None and lat < lon:
+            lat, lon = lon, lat
         if self.info.task == "segmentation":
             target: Any = _checked_mask(sample_id, mask, image.shape[1:])
         else:
@@ -111,7 +121,8 @@ class GeoBenchSource:
             raise DatasetError(f"'{sample_id}.hdf5' in {str(self.path)!r} holds no band.")
         bare = [files.undated(k)[0].lower() for k in keys]
         dated = all(files.undated(k)[1] for k in keys)
-        return {k: KEYS.get(k, canonical_band(k)) for k in bare}, dated, files.parse_attribute(sample_id, attribute)
+        names = {k: standard_name(k, set(bare)) for k in bare}
+        return names, dated, files.parse_attribute(sample_id, attribute)
 
     def _take(
         self, file: Any, sample_id: str, bands: Sequence[str]
@@ -159,14 +170,13 @@ def _notes(facts: Facts | None, mended: bool, choice: str, bands: Sequence[str])
     notes = []
     if facts and facts.corrected:
         if mended:
-            end = "mended here (--bands as-published keeps them)"
+            end = "these files have right ones already, which are kept"
         elif choice == "corrected":
-            end = "the statistics beside these files show right names, so they are kept"
+            end = "mended here (--bands as-published keeps them)"
         else:
             end = "kept as published"
         notes.append(f"{facts.fault}; {end}")
-    if facts and facts.wrong_places:
-        notes.append(f"{facts.wrong_places}; no location is used")
+    notes += known_notes(facts) if facts else ()
     if facts is None:
         notes.append("not one of the twelve GEO-Bench v1 datasets; task and units were worked out from the files")
     unknown = [b for b in bands if b not in WAVELENGTHS_UM]

@@ -166,7 +166,7 @@ def test_plain_colour_names_are_standard_names(write_geobench: Writer) -> None:
 def test_bands_without_a_standard_name_are_noted(write_geobench: Writer) -> None:
     keys = ("01 - VH.Real", "02 - Blue", "Cloud Probability")
     notes = GeoBenchSource(write_geobench("m-own", keys).path, OpenOptions()).info.notes
-    assert any("VH.REAL" in note and "CLOUD_PROBABILITY" in note for note in notes)
+    assert any("VH_REAL" in note and "CLOUD_PROBABILITY" in note for note in notes)
 
 
 def test_dated_mask_over_undated_bands_gives_no_time(write_geobench: Writer) -> None:
