@@ -15,6 +15,7 @@ from embedcache_cli import (
     inspect,
     predict,
     report,
+    search,
     status,
     train_head,
     tune_store,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("extract")(extract.extract)
 app.command("train-head")(train_head.train_head)
+app.command("search")(search.search)
 app.command("predict")(predict.predict)
 app.command("certify")(certify.certify)
 app.command("report")(report.report)
