@@ -3,6 +3,7 @@
 HDF5 files with the pickled attribute, ``band_stats.json``, ``task_specs.pkl``, label files and every partition, as
 ServiceNow/geo-bench's ``geobench/dataset.py`` and ``task.py`` write them; keys, dates, places and sample ids as
 its converters choose them. Classes that the pickles name are stand-ins, there only inside :func:`geobench_classes`.
+Compared with what geobench 1.0.0 itself writes: it differs only where a converter does, as in dtypes and places.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Recipe:
     place: Callable[[int, int], Place] = _nowhere
     mask_dtype: str = "uint8"
     class_names: tuple[str, ...] | None = None
+    resolution: float = 10
 
 
 def lat_of(i: int) -> float:
@@ -103,7 +105,7 @@ def pv4ger_id(i: int) -> str:
 
 
 _CLS, _SEG = "classification_v1.0", "segmentation_v1.0"
-_AERIAL = {"keys": RGB, "classes": 2, "dtype": "uint8", "scale": 255}
+_AERIAL = {"keys": RGB, "classes": 2, "dtype": "uint8", "scale": 255, "resolution": 0.1}
 _PV4GER = {**_AERIAL, "sample_id": pv4ger_id, "place": lambda i, s: _degrees(lat_of(i), lon_of(i), s, 1e-6)}
 RECIPES: Mapping[str, Recipe] = {
     "m-eurosat": Recipe(
@@ -134,6 +136,7 @@ RECIPES: Mapping[str, Recipe] = {
         date=lambda i: datetime.date(2014 + i % 4, 1 + i % 12, 1),
         sample_id=lambda i: f"{-1.5 - i / 8}_{101.5 + i / 8}_{2014 + i % 4}_{1 + i % 12:02d}_01",
         place=lambda i, s: _degrees(-1.5 - i / 8, 101.5 + i / 8, s, 1e-4),
+        resolution=15,
     ),
     "m-pv4ger": Recipe(_CLS, label="single", class_names=("no solar pv", "solar pv"), **_PV4GER),
     "m-pv4ger-seg": Recipe(_SEG, label="mask", class_names=("no solar pv", "solar pv"), **_PV4GER),
@@ -147,6 +150,7 @@ RECIPES: Mapping[str, Recipe] = {
         sample_id=lambda i: f"id_{i:06d}",
         place=lambda i, s: (None, CRS.from_epsg(26918)),
         mask_dtype="int64",
+        resolution=1,
     ),
     "m-cashew-plant": Recipe(
         _SEG,
@@ -158,6 +162,7 @@ RECIPES: Mapping[str, Recipe] = {
         date=lambda i: datetime.date(2019, 11, 5) + datetime.timedelta(days=5 * i),
         sample_id=lambda i: f"sample_{i}",
         place=lambda i, s: (Affine(10, 0, 4e5, 0, -10, 1e6), CRS.from_epsg(32631)),
+        resolution=0.5,
     ),
     "m-SA-crop-type": Recipe(
         _SEG,
@@ -261,10 +266,10 @@ def _write(path: Path, name: str, recipe: Recipe, classes: Mapping[str, type]) -
         n_time_steps=1,
         bands_info=list(infos.values()),
         label_type=label_type,
-        spatial_resolution=10,
+        spatial_resolution=recipe.resolution,
     )
     (path / "task_specs.pkl").write_bytes(pickle.dumps(specs, protocol=4))
-    (path / "band_stats.json").write_text(json.dumps(_band_stats(pixels, recipe), indent=2))
+    (path / "band_stats.json").write_text(json.dumps(_band_stats(pixels, labels, recipe.keys), indent=2))
     _write_labels(path, recipe, labels)
     partitions = _partitions(ids)
     for partition, content in partitions.items():
@@ -279,7 +284,7 @@ def _filled(cls: type, **attributes: Any) -> Any:
 
 
 def _info(key: str, recipe: Recipe, classes: Mapping[str, type]) -> Any:
-    common = {"name": key, "alt_names": (key.lower(),), "spatial_resolution": 10}
+    common = {"name": key, "alt_names": (key.lower(),), "spatial_resolution": recipe.resolution}
     special = {CLOUD: "CloudProbability", HEIGHT: "ElevationBand", HYPER: "HyperSpectralBands"}
     if key in special:
         more = {"n_bands": 369, "wavelength_range": None} if key == HYPER else {}
@@ -291,7 +296,7 @@ def _info(key: str, recipe: Recipe, classes: Mapping[str, type]) -> Any:
 def _label_type(recipe: Recipe, classes: Mapping[str, type]) -> Any:
     names = None if recipe.class_names is None else list(recipe.class_names)
     if recipe.label == "mask":
-        shape = {"name": "label", "alt_names": (), "spatial_resolution": 10}
+        shape = {"name": "label", "alt_names": (), "spatial_resolution": recipe.resolution}
         return _filled(classes["SegmentationClasses"], **shape, n_classes=recipe.classes, _class_names=names)
     if recipe.label == "multi":
         return _filled(classes["MultiLabelClassification"], n_classes=recipe.classes, class_name=names)
@@ -334,7 +339,7 @@ def _write_sample(
             content[descriptor] = {
                 "date": day,
                 "date_id": day,
-                "spatial_resolution": 10,
+                "spatial_resolution": recipe.resolution,
                 "band_info": info,
                 "meta_info": None,
                 "transform": transform,
@@ -344,11 +349,13 @@ def _write_sample(
         file.attrs["pickle"] = str(pickle.dumps(content))
 
 
-def _band_stats(pixels: Mapping[str, Mapping[str, npt.NDArray[Any]]], recipe: Recipe) -> dict[str, Any]:
+def _band_stats(pixels: Mapping[str, Any], labels: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Describe each band, and the labels as if they were one."""
     shares = {"0_1": 0.1, "1": 1, "5": 5, "95": 95, "99": 99, "99_9": 99.9}
+    layers = {key: [sample[key] for sample in pixels.values()] for key in keys} | {"label": list(labels.values())}
     stats = {}
-    for key in recipe.keys:
-        values = np.concatenate([sample[key].ravel() for sample in pixels.values()]).astype(np.float64)
+    for key, layer in layers.items():
+        values = np.concatenate([np.ravel(v) for v in layer]).astype(np.float64)
         moments = {f: float(getattr(np, f)(values)) for f in ("min", "max", "mean", "std", "median")}
         stats[key] = moments | {f"percentile_{k}": float(np.percentile(values, q)) for k, q in shares.items()}
     return stats

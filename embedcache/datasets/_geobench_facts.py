@@ -235,6 +235,12 @@ def also_called(name: str) -> tuple[str, ...]:
     return tuple(alias for alias, known in ALIASES.items() if known == name)
 
 
+def same_dataset(name: str) -> tuple[str, ...]:
+    """Return a folder's name, then the other names that the same dataset may have."""
+    known = ALIASES.get(name, name)
+    return tuple(dict.fromkeys((name, known, *also_called(known))))
+
+
 def known_notes(facts: Facts) -> tuple[str, ...]:
     """Return what a user should know before extraction, whatever the files look like."""
     notes = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 
 import embedcache.datasets as package
+from embedcache.datasets._geobench_facts import same_dataset
 from embedcache.datasets._spec import DatasetKind, OpenOptions, SampleSource
 from embedcache.errors import DatasetError, unknown_name
 
@@ -34,7 +36,8 @@ def open_dataset(reference: str, data_root: str | Path | None = None, options: O
     ----------
     reference
         ``KIND:PATH`` (``geobench:data/m-eurosat``, ``folder:chips/``, ``folder:chips.csv``), or the name of a folder
-        under ``data_root``: one with GEO-Bench partitions is opened as ``geobench``, any other as ``folder``.
+        under ``data_root`` (or another name of the same GEO-Bench dataset): one with GEO-Bench partitions is opened as
+        ``geobench``, any other as ``folder``.
     data_root
         Where named datasets lie, directly or under ``classification_v1.0/`` and ``segmentation_v1.0/``.
 
@@ -54,8 +57,8 @@ def open_dataset(reference: str, data_root: str | Path | None = None, options: O
             f"geobench:PATH or folder:PATH."
         )
     root = Path(data_root).expanduser()
-    for suite in _SUITES:
-        path = root / suite / reference
+    for name, suite in product(same_dataset(reference), _SUITES):
+        path = root / suite / name
         if path.is_dir():
             found = "geobench" if any(path.glob("*_partition.json")) else "folder"
             return list_kinds()[found].open(path, options)

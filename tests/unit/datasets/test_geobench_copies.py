@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from embedcache.datasets._geobench_facts import ALIASES, FACTS
+from embedcache.datasets._registry import open_dataset
 from embedcache.datasets._spec import OpenOptions
 from embedcache.datasets.geobench import GeoBenchSource
 from embedcache.errors import SampleError
@@ -229,6 +230,13 @@ def test_other_folder_names_are_the_same_datasets(tmp_path: Path, alias: str, na
     assert (info.name, info.bands, info.class_names) == (alias, FACTS[name].bands, FACTS[name].class_names)
 
 
+@pytest.mark.parametrize("asked", ["m-chesapeake", "m-chesapeake-landcover"])
+@pytest.mark.parametrize("folder", ["m-chesapeake", "m-chesapeake-landcover"])
+def test_a_dataset_is_found_by_either_of_its_names(tmp_path: Path, asked: str, folder: str) -> None:
+    write_copy(tmp_path / "segmentation_v1.0", "m-chesapeake", folder)
+    assert open_dataset(asked, tmp_path).info.name == folder
+
+
 # pickles are not trusted
 
 
@@ -257,4 +265,4 @@ def test_the_copies_are_what_the_official_writer_leaves(copies: dict[str, Copy])
         names = {p.name for p in copy.path.iterdir()}
         assert {"band_stats.json", "task_specs.pkl", *(f"{p}_partition.json" for p in PARTITIONS)} < names
         assert {f"{i}.hdf5" for i in copy.ids} < names, name
-        assert set(json.loads((copy.path / "band_stats.json").read_text())) == set(copy.recipe.keys)
+        assert set(json.loads((copy.path / "band_stats.json").read_text())) == {*copy.recipe.keys, "label"}
