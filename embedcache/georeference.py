@@ -15,6 +15,13 @@ _SAFE_CRS = re.compile(r"EPSG:\d{4,6}|[A-Z_]+\[.*", re.DOTALL)
 """A code or WKT: PROJ takes addresses and file names for a CRS too, and would open them."""
 
 
+_WRONG_TRANSFORMS = {
+    "m-nz-cattle": "pixels are recorded as 0.1 degrees wide",
+    "m-NeonTree": "training images record their tile's corner",
+}
+"""GEO-Bench datasets whose centres are right, or near, and whose transforms are not."""
+
+
 @dataclass(frozen=True)
 class Georeference:
     """Of one image."""
@@ -40,7 +47,7 @@ def georeference_of(source: SampleSource, index: int) -> Georeference | None:
     path = source.files(index)[0]
     if path.suffix.lower() in {".tif", ".tiff"}:
         return _of_geotiff(path)
-    if path.suffix.lower() == ".hdf5" and source.info.has_location:
+    if path.suffix.lower() == ".hdf5" and source.info.has_location and source.info.name not in _WRONG_TRANSFORMS:
         return _of_geobench(path, source.sample_ids[index])
     return None
 

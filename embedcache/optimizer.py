@@ -30,6 +30,12 @@ class StackedAdamW:
     def bind(self, parameters: Sequence[nn.Parameter]) -> None:
         """Go on with these parameters, which hold the same values as before."""
         self.parameters = list(parameters)
+        with torch.no_grad():
+            self._slices = [[t.unbind(0) for t in tensors] for tensors in (self.parameters, self._first, self._second)]
+        alike: dict[tuple[float, float], list[int]] = {}
+        for run, pair in enumerate(zip(self.learning_rates, self.weight_decays, strict=True)):
+            alike.setdefault(pair, []).append(run)
+        self._alike = alike
 
     def keep(self, runs: Sequence[int], parameters: Sequence[nn.Parameter]) -> None:
         """Drop all but some runs; ``parameters`` have dropped them already."""
@@ -56,16 +62,17 @@ class StackedAdamW:
     @torch.no_grad()
     def step(self, factor: float) -> None:
         """Take one step with each run's learning rate times ``factor``."""
-        gradients = [p.grad for p in self.parameters]
+        gradients = [p.grad.unbind(0) for p in self.parameters if p.grad is not None]
         torch._foreach_add_(self._steps, 1)
-        for run, (lr, decay) in enumerate(zip(self.learning_rates, self.weight_decays, strict=True)):
+        weights, first, second = self._slices
+        for (lr, decay), runs in self._alike.items():  # seeds of one configuration take one call
             torch._fused_adamw_(
-                [p[run] for p in self.parameters],
-                [g[run] for g in gradients if g is not None],
-                [m[run] for m in self._first],
-                [v[run] for v in self._second],
+                [p[run] for p in weights for run in runs],
+                [g[run] for g in gradients for run in runs],
+                [m[run] for m in first for run in runs],
+                [v[run] for v in second for run in runs],
                 [],
-                self._steps,
+                [s for s in self._steps for _ in runs],
                 lr=lr * factor,
                 beta1=_BETAS[0],
                 beta2=_BETAS[1],

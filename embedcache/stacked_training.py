@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from embedcache.evaluation.metrics import PRIMARY, evaluate, per_class, primary_
 from embedcache.feature_loader import free_bytes
 from embedcache.heads._spec import HeadSpec
 from embedcache.heads._stacked import keep_runs, state_of_run
+from embedcache.heads.linear import LinearHeads
 from embedcache.loading import PooledData, Vectors
 from embedcache.optimizer import StackedAdamW
 from embedcache.shuffling import shuffled
@@ -109,19 +111,29 @@ class _Stack:
         for x, y in self._batches(epoch):
             if step >= self.total:
                 break
-            with self._arithmetic():
-                logits = self.head(x)
-            losses = run_losses(logits, y, self.weights, config.label_smoothing)
-            self.optimizer.zero_grad()
-            losses.sum().backward()
+            losses = self._descend(
+                x, partial(run_losses, target=y, weights=self.weights, smoothing=config.label_smoothing)
+            )
             if config.clip:
                 self.optimizer.clip(config.clip)
             self.optimizer.step(learning_rate_factor(config, step, self.total))
             size = x.shape[-2]
-            total += losses.detach() * size
+            total += losses * size
             seen += size
             step += 1
         return (total / max(1, seen)).cpu().numpy().astype(np.float64), step
+
+    def _descend(self, x: torch.Tensor, losses: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Return each run's loss, with the gradients set."""
+        if isinstance(self.head, LinearHeads):
+            with self._arithmetic():
+                return self.head.descend(x, losses)
+        with self._arithmetic():
+            logits = self.head(x)
+        out = losses(logits)
+        self.optimizer.zero_grad()
+        out.sum().backward()
+        return out.detach()
 
     def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield ``(b, channel)`` where all active runs have one order, else ``(run, b, channel)``, and the targets."""

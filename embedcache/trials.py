@@ -111,7 +111,7 @@ def choose(
         try:
             return Choice(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise SettingError(f"{str(path)!r} is damaged ({error}). Remove it; the trials beside it are kept.") from error
+            raise SettingError(f"{str(path)!r} is damaged ({error}). Remove it; its trials are kept.") from error
     spec = get_head(config.head)
     folder.mkdir(parents=True, exist_ok=True)
     run = _grid if spec.grid is not None else _study

@@ -155,6 +155,8 @@ def _label(summary: Summary, among: Sequence[Summary]) -> str:
         same = [s for s in among if s.features == summary.features]
         free = {k for s in same for k in s.chosen}
         changed = {k for s in same for k in s.config if s.config[k] != summary.config.get(k)} - free
+        if len({s.head for s in same}) == len(same):
+            changed = {"head"}  # what else differs is a consequence
         values = {k: summary.config.get(k) for k in sorted(changed)}
         name += "\n" + ", ".join(str(v) if k == "head" else f"{k} {v}" for k, v in values.items())
     return name

@@ -35,6 +35,34 @@ class StackedLinear(nn.Module):
             return flat.view(len(x), runs, outputs).transpose(0, 1)
         return torch.baddbmm(self.bias[:, None], x, self.weight.transpose(1, 2))
 
+    @torch.no_grad()
+    def set_gradients(self, x: torch.Tensor, slope: torch.Tensor) -> None:
+        """Set the gradients of weight and bias, into buffers that are kept from step to step.
+
+        What autograd does, without allocating a gradient as large as the weights in every step: on a CPU the new pages
+        cost as much as the product that fills them.
+
+        Parameters
+        ----------
+        x
+            What :meth:`forward` was given.
+        slope
+            ``(run, b, output)``: derivative of the loss by what it returned.
+        """
+        if self.weight.grad is None or self.bias.grad is None:
+            self.weight.grad, self.bias.grad = torch.empty_like(self.weight), torch.empty_like(self.bias)
+        torch.sum(slope, dim=1, out=self.bias.grad)
+        slope = slope.to(x.dtype)
+        exact = x.dtype == self.weight.dtype
+        out = self.weight.grad if exact else torch.empty_like(self.weight, dtype=x.dtype)
+        if x.ndim == 2:
+            flat = slope.transpose(0, 1).reshape(len(x), -1)
+            torch.mm(flat.T, x, out=out.view(-1, x.shape[1]))
+        else:
+            torch.bmm(slope.transpose(1, 2), x, out=out)
+        if not exact:
+            self.weight.grad.copy_(out)
+
 
 class StackedBatchNorm(nn.Module):
     """Batch normalisation of vectors without learned scale, with statistics of its own for every run."""

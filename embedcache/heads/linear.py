@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -26,6 +26,26 @@ class LinearHeads(nn.Module):
         """Return logits ``(run, b, class)`` of vectors ``(b, channel)`` or ``(run, b, channel)``."""
         out: torch.Tensor = self.linear(self.norm(x))
         return out
+
+    def descend(self, x: torch.Tensor, losses: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Return each run's loss ``(run,)`` and set the gradients: nothing before the layer learns, so they are known.
+
+        Parameters
+        ----------
+        x
+            ``(b, channel)`` or ``(run, b, channel)``.
+        losses
+            Returns ``(run,)`` of logits.
+        """
+        with torch.no_grad():
+            seen = self.norm(x)
+            logits = self.linear(seen)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = logits.float().requires_grad_()
+            out = losses(logits)
+            (slope,) = torch.autograd.grad(out.sum(), logits)
+            self.linear.set_gradients(seen, slope)
+        return out.detach()
 
 
 SPEC = HeadSpec(
