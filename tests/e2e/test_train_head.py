@@ -229,3 +229,20 @@ def test_ctrl_c_and_the_same_command_continues_to_the_same_result(cli: Cli, cach
     assert json.loads(resumed.out) == json.loads(whole.out)
     one, other = (json.loads(next(tmp_path.glob(f"{f}/m-x/a/*/choice.json")).read_text()) for f in ("stopped", "whole"))
     assert one == other
+
+
+def test_search_ranks_every_combination_and_names_what_it_costs(cache: Path, tmp_path: Path, cli: Cli) -> None:
+    args = ("search", "--dataset", "m-x", "--cache", str(cache), "--trials", "0", "--seeds", "2", "--epochs", "8")
+    ran = cli(*args, cwd=tmp_path, env=ONE_THREAD)
+    assert ran.code == 0, ran.err
+    assert {"a", "b", "a+b"} == {line.split()[0] for line in ran.out.splitlines()[2:5]}
+    assert "Shapley values sum to the score of all together" in ran.out
+    assert "best on validation: " in ran.out
+    again = cli(*args, "--json", cwd=tmp_path, env=ONE_THREAD)
+    assert again.err.count("0 runs trained, 2 found") == 3
+    found = json.loads(again.out)
+    assert found["exhaustive"]
+    assert [c["val"] for c in found["combinations"]] == sorted((c["val"] for c in found["combinations"]), reverse=True)
+    one = cli(*args, "--features", "a", cwd=tmp_path, env=ONE_THREAD)
+    assert one.code == 1
+    assert "error: a search needs two stores or more" in one.err
