@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedcache_cli.console import print_json, say, table, tell
-from embedcache_cli.options import Cache, DataRoot, Device, Json
+from embedcache_cli.options import (
+    Cache,
+    DataRoot,
+    DatasetArgs,
+    Device,
+    Json,
+    SplitBy,
+    Stride,
+    Window,
+    open_options,
+)
 
 if TYPE_CHECKING:
     from embedcache.certification import Certificate
@@ -29,6 +39,10 @@ def certify(
     bands: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
+    window: Window = None,
+    stride: Stride = None,
+    split_by: SplitBy = None,
+    dataset_args: DatasetArgs = None,
     weights: Annotated[
         list[str] | None,
         typer.Option("--weights", help="The weights, where they came from a file: FILE, or STORE=FILE; repeat."),
@@ -51,21 +65,22 @@ def certify(
     The live side stores nothing: every batch of every epoch goes through the backbones.
     """
     from embedcache.certification import certify as run
-    from embedcache.datasets._registry import open_dataset
+    from embedcache.datasets._registry import is_reference, open_dataset
     from embedcache.device import choose_device
     from embedcache.ensemble import open_ensemble
     from embedcache.errors import SettingError
     from embedcache.train_config import TrainConfig
     from embedcache.verification import plan_again
-    from embedcache_cli.predict import open_options, weights_by_store
+    from embedcache_cli.predict import weights_by_store
     from embedcache_cli.train_head import dataset_name
 
-    reference = images or (dataset if ":" in dataset or data_root is not None else None)
+    reference = images or (dataset if is_reference(dataset) or data_root is not None else None)
     if reference is None:
         raise SettingError("'certify' needs the images: name them with --images, as for 'extract'.")
     where = choose_device(device)
     view = open_ensemble(cache, dataset_name(dataset), features)
-    source = open_dataset(reference, data_root, open_options(bands, units, partition))
+    options = open_options(bands, units, partition, window, stride, split_by, dataset_args)
+    source = open_dataset(reference, data_root, options)
     given = weights_by_store(weights, [s.name for s in view.stores])
     plans = [plan_again(s.place, source, given.get(s.name), where) for s in view.stores]
     config = TrainConfig(

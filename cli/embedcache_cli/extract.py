@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedcache_cli.console import human_bytes, human_seconds, print_json, say, tell
-from embedcache_cli.options import Cache, Codec, DataRoot, Dataset, Device, Json
+from embedcache_cli.options import (
+    Cache,
+    Codec,
+    DataRoot,
+    Dataset,
+    DatasetArgs,
+    Device,
+    Json,
+    SplitBy,
+    Stride,
+    Window,
+    open_options,
+)
 
 if TYPE_CHECKING:
     from embedcache.extraction_plan import ExtractionPlan
@@ -88,6 +100,10 @@ def extract(
         typer.Option(help="Scale of the pixels: dn (reflectance x 10000), reflectance, uint8, unit (picture 0-1)."),
     ] = None,
     partition: Annotated[str | None, typer.Option(help="GEO-Bench partition, e.g. 0.10x_train.")] = None,
+    window: Window = None,
+    stride: Stride = None,
+    split_by: SplitBy = None,
+    dataset_args: DatasetArgs = None,
     limit: Annotated[int | None, typer.Option(help="Take this many samples, evenly spaced over the dataset.")] = None,
     coords: Annotated[bool, typer.Option(help="Give time and location to backbones that take them.")] = True,
     tag: Annotated[str | None, typer.Option(help="Name the store BACKBONE@TAG, to keep variants apart.")] = None,
@@ -103,12 +119,10 @@ def extract(
     """
     from embedcache.backbones._registry import find_all
     from embedcache.datasets._registry import open_dataset
-    from embedcache.datasets._spec import OpenOptions
     from embedcache.extraction_plan import ExtractOptions, plan_extraction
 
-    source = open_dataset(
-        dataset, data_root, OpenOptions(bands=bands, units=units.value if units else None, partition=partition)
-    )
+    opened = open_options(bands, units.value if units else None, partition, window, stride, split_by, dataset_args)
+    source = open_dataset(dataset, data_root, opened)
     options = ExtractOptions(
         weights=weights,
         input_size=input_size,

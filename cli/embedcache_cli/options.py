@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from embedcache.datasets._spec import OpenOptions
 
 
 class Codec(StrEnum):
@@ -23,8 +26,84 @@ Cache = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Dataset = Annotated[
-    str, typer.Option("--dataset", help="geobench:PATH, folder:PATH, or a folder's name under --data-root.")
+    str,
+    typer.Option(
+        "--dataset", help="KIND:PATH ('embedcache datasets'), a table's path, or a folder's name under --data-root."
+    ),
+]
+Window = Annotated[
+    int | None, typer.Option("--window", help="Scenes: side in px of the windows they are cut into.  [default: 224]")
+]
+Stride = Annotated[
+    int | None, typer.Option("--stride", help="Scenes: px from window to window; below --window they overlap.")
+]
+SplitBy = Annotated[
+    str | None,
+    typer.Option("--split-by", help="Scenes without splits: scene (whole ones) or window.  [default: scene]"),
+]
+DatasetArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dataset-arg",
+        metavar="KEY=VALUE",
+        help="Of a table: a column's role, as path=file_name; of a class: an argument; repeat.",
+    ),
 ]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where named datasets lie.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of results.")]
+
+
+def open_options(
+    bands: str | None,
+    units: str | None,
+    partition: str | None,
+    window: int | None = None,
+    stride: int | None = None,
+    split_by: str | None = None,
+    dataset_args: list[str] | None = None,
+) -> OpenOptions:
+    """Bundle the options of datasets.
+
+    Raises
+    ------
+    SettingError
+        If one is none of the words that it may be.
+    """
+    from typing import cast, get_args
+
+    from embedcache.datasets._spec import OpenOptions, Units
+    from embedcache.errors import SettingError
+
+    for name, value, known in (("units", units, get_args(Units)), ("split-by", split_by, ("scene", "window"))):
+        if value is not None and value not in known:
+            raise SettingError(f"--{name} must be one of {', '.join(known)}, got {value!r}.")
+    return OpenOptions(
+        bands=bands,
+        units=cast("Units | None", units),
+        partition=partition,
+        window=window,
+        stride=stride,
+        split_by=cast("Any", split_by),
+        arguments=_arguments(dataset_args or []),
+    )
+
+
+def _arguments(given: list[str]) -> dict[str, Any]:
+    """Read ``KEY=VALUE``; a value that is JSON is what it says, any other is text."""
+    from json import loads
+
+    from embedcache.errors import SettingError
+
+    out: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise SettingError(f"--dataset-arg {text!r}: write KEY=VALUE, as in root=data/eurosat.")
+        if key in out:
+            raise SettingError(f"--dataset-arg {key} was given twice.")
+        try:
+            out[key] = loads(value)
+        except ValueError:
+            out[key] = {"True": True, "False": False, "None": None}.get(value, value)
+    return out

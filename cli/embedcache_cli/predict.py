@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedcache_cli.console import print_json, say, table, tell
-from embedcache_cli.options import DataRoot, Device, Json
+from embedcache_cli.options import DataRoot, DatasetArgs, Device, Json, SplitBy, Stride, Window, open_options
 
 if TYPE_CHECKING:
     from embedcache.datasets._spec import OpenOptions, SampleSource
@@ -60,6 +60,10 @@ def predict(
     bands: Annotated[str | None, typer.Option(help="Of images: as for 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="Of images: as for 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="Of images: as for 'extract'.")] = None,
+    window: Window = None,
+    stride: Stride = None,
+    split_by: SplitBy = None,
+    dataset_args: DatasetArgs = None,
     weights: Annotated[
         list[str] | None,
         typer.Option("--weights", help="Of backbones, where they came from a file: FILE, or STORE=FILE; repeat."),
@@ -84,7 +88,7 @@ def predict(
     where = choose_device(device)
     made, head = load_head(record, where)
     place = cache or made.cache
-    options = open_options(bands, units, partition)
+    options = open_options(bands, units, partition, window, stride, split_by, dataset_args)
     lost: list[SampleError] = []
     if images:
         source: SampleSource | None = (pictures := _open(images, data_root, options))
@@ -134,24 +138,6 @@ def predict(
         _show(facts, made)
 
 
-def open_options(bands: str | None, units: str | None, partition: str | None) -> OpenOptions:
-    """Bundle the options of datasets.
-
-    Raises
-    ------
-    SettingError
-        If the units are not known.
-    """
-    from typing import cast, get_args
-
-    from embedcache.datasets._spec import OpenOptions, Units
-    from embedcache.errors import SettingError
-
-    if units is not None and units not in get_args(Units):
-        raise SettingError(f"--units must be one of {', '.join(get_args(Units))}, got {units!r}.")
-    return OpenOptions(bands=bands, units=cast("Units | None", units), partition=partition)
-
-
 def weights_by_store(given: Sequence[str] | None, stores: Sequence[str]) -> dict[str, str]:
     """Read ``FILE`` (for every store) and ``STORE=FILE``."""
     out: dict[str, str] = {}
@@ -180,10 +166,10 @@ def _plans(
 
 def _open(reference: str, data_root: Path | None, options: OpenOptions) -> SampleSource:
     """Open a dataset, or a plain folder (or file) of images without labels."""
-    from embedcache.datasets._registry import open_dataset
+    from embedcache.datasets._registry import is_reference, open_dataset
     from embedcache.datasets._unlabelled import UnlabelledSource
 
-    if ":" in reference or data_root is not None:
+    if is_reference(reference) or data_root is not None:
         return open_dataset(reference, data_root, options)
     return UnlabelledSource(Path(reference).expanduser(), options)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from embedcache_cli.console import print_json, say
-from embedcache_cli.options import Cache, DataRoot, Dataset, Json
+from embedcache_cli.options import Cache, DataRoot, Dataset, DatasetArgs, Json, SplitBy, Stride, Window, open_options
 
 _SHOWN = 20
 
@@ -19,6 +19,10 @@ def status(
     bands: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
+    window: Window = None,
+    stride: Stride = None,
+    split_by: SplitBy = None,
+    dataset_args: DatasetArgs = None,
     every: Annotated[bool, typer.Option("--all", help="List every stale row, not only the first few.")] = False,
     json: Json = False,
 ) -> None:
@@ -26,20 +30,14 @@ def status(
 
     Reads images only where their size or times changed. Ends with 1 where something is stale.
     """
-    from typing import get_args
-
     from embedcache.contents import ContentIndex, status_of
     from embedcache.datasets._registry import open_dataset
-    from embedcache.datasets._spec import OpenOptions, Units
-    from embedcache.errors import SettingError
     from embedcache_stores.errors import StoreNotFoundError
     from embedcache_stores.manifest import find_stores
     from embedcache_stores.place import open_place
 
-    if units is not None and units not in get_args(Units):
-        raise SettingError(f"--units must be one of {', '.join(get_args(Units))}, got {units!r}.")
-    options: Any = {"bands": bands, "units": units, "partition": partition}
-    source = open_dataset(dataset, data_root, OpenOptions(**options))
+    options = open_options(bands, units, partition, window, stride, split_by, dataset_args)
+    source = open_dataset(dataset, data_root, options)
     name = source.info.name
     stores = [m for m in find_stores(cache) if m.dataset == name]
     if not stores:

@@ -233,10 +233,9 @@ def train_one(
 
 def dataset_name(reference: str) -> str:
     """Return a dataset's name in the cache, given that name or the ``KIND:PATH`` that ``extract`` took."""
-    from embedcache.datasets._spec import name_of
+    from embedcache.datasets._registry import name_in_cache
 
-    kind, colon, rest = reference.partition(":")
-    return name_of(Path(rest)) if colon and kind else reference
+    return name_in_cache(reference)
 
 
 def show_summaries(summaries: list[Summary]) -> None:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedcache_cli.console import human_bytes, print_json, say, table, tell
-from embedcache_cli.options import Cache, DataRoot, Dataset, Device, Json
+from embedcache_cli.options import (
+    Cache,
+    DataRoot,
+    Dataset,
+    DatasetArgs,
+    Device,
+    Json,
+    SplitBy,
+    Stride,
+    Window,
+    open_options,
+)
 
 if TYPE_CHECKING:
     from embedcache.tuning import EncodingResult
@@ -25,6 +36,10 @@ def tune_store(
     bands: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
+    window: Window = None,
+    stride: Stride = None,
+    split_by: SplitBy = None,
+    dataset_args: DatasetArgs = None,
     tag: Annotated[str, typer.Option(help="The pilot is kept as BACKBONE@TAG.")] = "tune",
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Replace a pilot that was made with other options.")
@@ -45,7 +60,6 @@ def tune_store(
     from typing import get_args
 
     from embedcache.datasets._registry import open_dataset
-    from embedcache.datasets._spec import OpenOptions, Units
     from embedcache.errors import SettingError
     from embedcache.evaluation.report import METRIC_NAMES
     from embedcache.extraction_plan import ExtractOptions, plan_extraction
@@ -56,11 +70,10 @@ def tune_store(
     from embedcache_cli.extract import run_plan
     from embedcache_stores.feature_store import FeatureStore
 
-    for name, value, known in (("units", units, get_args(Units)), ("what", what, get_args(What))):
-        if value is not None and value not in known:
-            raise SettingError(f"--{name} must be one of {', '.join(known)}, got {value!r}.")
-    opened: dict[str, str | None] = {"bands": bands, "units": units, "partition": partition}
-    source = open_dataset(dataset, data_root, OpenOptions(**opened))  # type: ignore[arg-type]
+    if what is not None and what not in get_args(What):
+        raise SettingError(f"--what must be one of {', '.join(get_args(What))}, got {what!r}.")
+    opened = open_options(bands, units, partition, window, stride, split_by, dataset_args)
+    source = open_dataset(dataset, data_root, opened)
     options = ExtractOptions(
         weights=weights,
         input_size=input_size,

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedcache_cli.console import human_bytes, print_json, say, table, tell
-from embedcache_cli.options import Cache, DataRoot, Device, Json
+from embedcache_cli.options import (
+    Cache,
+    DataRoot,
+    DatasetArgs,
+    Device,
+    Json,
+    SplitBy,
+    Stride,
+    Window,
+    open_options,
+)
 
 if TYPE_CHECKING:
     from embedcache_stores.verify import Verification
@@ -32,6 +42,10 @@ def verify(
     bands: Annotated[str | None, typer.Option(help="For --recompute: as given to 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="For --recompute: as given to 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="For --recompute: as given to 'extract'.")] = None,
+    window: Window = None,
+    stride: Stride = None,
+    split_by: SplitBy = None,
+    dataset_args: DatasetArgs = None,
     weights: Annotated[
         str | None, typer.Option(help="For --recompute: the weights, where they came from a file.")
     ] = None,
@@ -50,13 +64,12 @@ def verify(
         from embedcache.errors import SettingError
 
         raise SettingError("--recompute needs the images: name them with --dataset, as for 'extract'.")
+    options = open_options(bands, units, partition, window, stride, split_by, dataset_args)
     results: list[dict[str, Any]] = []
     for place in places:
         facts = _verify_one(place, repair=repair)
         if recompute and dataset is not None and not facts["faults"]:
-            facts["recomputed"] = _recompute(
-                place, recompute, seed, (dataset, data_root, bands, units, partition, weights, device)
-            )
+            facts["recomputed"] = _recompute(place, recompute, seed, (dataset, data_root, options, weights, device))
         results.append(facts)
         if not json:
             _show(facts)
@@ -100,11 +113,10 @@ def _repair(place: Any, found: Verification) -> list[int]:
 
 def _recompute(place: Any, count: int, seed: int, what: tuple[Any, ...]) -> dict[str, Any]:
     from embedcache.datasets._registry import open_dataset
-    from embedcache.datasets._spec import OpenOptions
     from embedcache.verification import plan_again, recompute
 
-    dataset, data_root, bands, units, partition, weights, device = what
-    source = open_dataset(dataset, data_root, OpenOptions(bands=bands, units=units, partition=partition))
+    dataset, data_root, options, weights, device = what
+    source = open_dataset(dataset, data_root, options)
     tell(f"{place.url}: encoding {count} rows again")
     return recompute(plan_again(place, source, weights, device), count, seed).to_json()
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedcache.datasets._folder_tables import read_lines
+from embedcache.datasets._tables import read_lines
 from embedcache.errors import DatasetError
 
 CLASS_TABLE = "classes.csv"

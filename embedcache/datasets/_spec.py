@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import DatasetError, SampleError
+from embedcache.errors import DatasetError, SampleError, SettingError
 
 T = TypeVar("T")
 Task = Literal["classification", "multilabel", "segmentation"]
@@ -20,6 +20,8 @@ Units = Literal["dn", "reflectance", "uint8", "unit"]
 ``unit`` a picture scaled to 0-1."""
 
 SPLITS = ("train", "val", "test")
+TABLES = {".csv", ".parquet", ".geoparquet"}
+"""Endings of tables that list images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,34 @@ class OpenOptions:
     units: Units | None = None
     partition: str | None = None
     """GEO-Bench partition, e.g. ``0.10x_train``; default ``default``."""
+    window: int | None = None
+    """Side in px of the windows that scenes are cut into; default 224."""
+    stride: int | None = None
+    """Pixels from one window to the next; default ``window``, so that they do not overlap."""
+    split_by: Literal["scene", "window"] | None = None
+    """What goes into one split as a whole where no splits are given; default ``scene``."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of an imported class; columns of a table by role."""
+
+    def refuse(self, kind: str, *names: str) -> None:
+        """Refuse options that do not concern a kind of dataset.
+
+        Raises
+        ------
+        SettingError
+            Naming the first one that was given, and whose it is.
+        """
+        owner = {
+            "partition": "is for GEO-Bench datasets",
+            "window": "is for scenes:PATH, and for imported datasets that are queried by place",
+            "stride": "is for scenes:PATH, and for imported datasets that are queried by place",
+            "split_by": "is for scenes:PATH",
+            "arguments": "is for tables and for imported classes",
+        }
+        for name in names:
+            if getattr(self, name) not in (None, {}):
+                option = "--dataset-arg" if name == "arguments" else f"--{name.replace('_', '-')}"
+                raise SettingError(f"{option} {owner[name]}; {kind}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +170,9 @@ def first_readable(sample_ids: Sequence[str], look: Callable[[str], T], tries: i
 
 
 def name_of(path: Path) -> str:
-    """Return the name that a dataset at ``path`` has in a cache: its folder's, also where ``path`` is a CSV in it."""
+    """Return the name that a dataset at ``path`` has in a cache: its folder's, also where ``path`` is a table in it."""
     whole = path.expanduser().resolve()
-    return whole.parent.name if whole.suffix.lower() == ".csv" else whole.name
+    return whole.parent.name if whole.suffix.lower() in TABLES else whole.name
 
 
 def digest(parts: Iterable[object]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from embedcache.datasets._folder_tables import Row, natural
 from embedcache.datasets._spec import DatasetInfo, OpenOptions, Sample, first_readable
 from embedcache.datasets.folder import FolderSource, _look_at
-from embedcache.errors import DatasetError, SettingError
+from embedcache.errors import DatasetError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -25,8 +25,7 @@ class UnlabelledSource(FolderSource):
         DatasetError
             If there is none.
         """
-        if options.partition is not None:
-            raise SettingError("--partition is for GEO-Bench datasets.")
+        options.refuse("plain images have none", "partition", "window", "stride", "split_by", "arguments")
         if not path.exists():
             raise DatasetError(f"images {str(path)!r} do not exist.")
         root = path if path.is_dir() else path.parent

@@ -14,10 +14,11 @@ from embedcache.bands import WAVELENGTHS_UM, canonical_band, parse_bands
 from embedcache.datasets._class_table import CLASS_TABLE, IGNORED, ClassTable, read_class_table
 from embedcache.datasets._folder_images import GEOTIFF, open_picture, opened, read_geotiff, read_picture
 from embedcache.datasets._folder_masks import labels_of, load_mask, scan_classes
-from embedcache.datasets._folder_tables import Row, Table, rows_of_csv, rows_of_folders
+from embedcache.datasets._folder_tables import Row, Table, rows_of_folders
 from embedcache.datasets._mask_folders import rows_of_mask_folders
 from embedcache.datasets._spec import (
     SPLITS,
+    TABLES,
     DatasetInfo,
     DatasetKind,
     OpenOptions,
@@ -28,6 +29,7 @@ from embedcache.datasets._spec import (
     has_nan,
     name_of,
 )
+from embedcache.datasets._tables import rows_of_table
 from embedcache.errors import BandError, DatasetError, SampleError, SettingError
 
 
@@ -38,13 +40,11 @@ class FolderSource:
     """What the values of masks mean; None where images have labels of their own."""
 
     def __init__(self, path: Path, options: OpenOptions) -> None:
-        if options.partition is not None:
-            raise SettingError(
-                "--partition is for GEO-Bench datasets; a folder takes its splits from folders or the CSV."
-            )
+        options.refuse("a folder takes its splits from folders or the CSV", "partition")
+        options.refuse("a folder's images are read whole", "window", "stride", "split_by")
         if not path.exists():
             raise DatasetError(f"dataset {str(path)!r} does not exist.")
-        table = _listed(path)
+        table = _listed(path, options)
         self._rows = _with_splits(table.rows)
         self.sample_ids = [r.sample_id for r in self._rows]
         self.splits = [str(r.split) for r in self._rows]
@@ -129,10 +129,13 @@ class FolderSource:
         return labels_of(load_mask(row, colours=self._classes.colours, shape=shape), row, self._classes)
 
 
-def _listed(path: Path) -> Table:
-    """List the samples of a CSV, of image and mask folders, or of class folders."""
+def _listed(path: Path, options: OpenOptions) -> Table:
+    """List the samples of a table, of image and mask folders, or of class folders."""
     if path.is_file():
-        return rows_of_csv(path)
+        if path.suffix.lower() not in TABLES:
+            raise DatasetError(f"{str(path)!r} is neither a folder nor a table ({', '.join(sorted(TABLES))}).")
+        return rows_of_table(path, options.arguments)
+    options.refuse("a folder has none", "arguments")
     return rows_of_mask_folders(path) or rows_of_folders(path)
 
 

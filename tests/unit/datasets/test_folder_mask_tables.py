@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from embedcache.datasets._class_table import ClassTable, read_class_table
-from embedcache.datasets._folder_tables import rows_of_csv
 from embedcache.datasets._mask_folders import rows_of_mask_folders
+from embedcache.datasets._tables import rows_of_table
 from embedcache.errors import DatasetError
 
 
@@ -112,7 +112,7 @@ def test_linked_folders_are_entered_where_they_are_the_pair_and_never_in_a_circl
 
 def test_csv_of_masks_is_relative_to_itself(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("mask,path\nm/1.png,i/a.png\n")
-    table = rows_of_csv(tmp_path / "t.csv")
+    table = rows_of_table(tmp_path / "t.csv")
     assert table.segmentation
     assert [(r.path, r.mask, r.target) for r in table.rows] == [(tmp_path / "i/a.png", tmp_path / "m/1.png", None)]
 
@@ -129,7 +129,7 @@ def test_csv_of_masks_is_relative_to_itself(tmp_path: Path) -> None:
 def test_wrong_csv_of_masks_is_refused_with_the_line(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DatasetError, match=rf"t\.csv' {sentence}"):
-        rows_of_csv(tmp_path / "t.csv")
+        rows_of_table(tmp_path / "t.csv")
 
 
 def test_class_table_is_read_as_it_is_documented(tmp_path: Path) -> None:

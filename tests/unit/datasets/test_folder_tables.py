@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcache.datasets._folder_tables import Table, natural, rows_of_csv, rows_of_folders
+from embedcache.datasets._folder_tables import Table, natural, rows_of_folders
+from embedcache.datasets._tables import rows_of_table
 from embedcache.errors import DatasetError
 
 
@@ -25,7 +26,7 @@ def touch(root: Path, *names: str) -> Path:
 def table_of(tmp_path: Path, text: str, encoding: str = "utf-8") -> Table:
     path = tmp_path / "labels.csv"
     path.write_bytes(text.encode(encoding))
-    return rows_of_csv(path)
+    return rows_of_table(path)
 
 
 def test_class_folders_become_classes_and_their_images_samples(tmp_path: Path) -> None:

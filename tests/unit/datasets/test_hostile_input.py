@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from affine import Affine
 
-from embedcache.datasets._folder_tables import rows_of_csv, rows_of_folders
+from embedcache.datasets._folder_tables import rows_of_folders
 from embedcache.datasets._pickles import load_attribute
 from embedcache.datasets._spec import OpenOptions
+from embedcache.datasets._tables import rows_of_table
 from embedcache.datasets.folder import FolderSource
 from embedcache.datasets.geobench import GeoBenchSource
 from embedcache.errors import DatasetError, EmbedcacheError, SampleError
@@ -199,7 +200,7 @@ def test_dataset_whose_first_image_is_bad_can_still_be_opened(
 def test_broken_csv_is_refused_with_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(DatasetError):
-        rows_of_csv(tmp_path / "t.csv")
+        rows_of_table(tmp_path / "t.csv")
 
 
 def test_superscript_in_a_class_name_is_no_number(tmp_path: Path) -> None:
@@ -211,8 +212,8 @@ def test_superscript_in_a_class_name_is_no_number(tmp_path: Path) -> None:
 def test_classes_that_count_the_same_keep_one_order_in_every_run(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,label\na,1\nb,01\nc,001\n")
     script = (
-        "from pathlib import Path; from embedcache.datasets._folder_tables import rows_of_csv; "
-        f"print(rows_of_csv(Path({str(tmp_path / 't.csv')!r})).class_names)"
+        "from pathlib import Path; from embedcache.datasets._tables import rows_of_table; "
+        f"print(rows_of_table(Path({str(tmp_path / 't.csv')!r})).class_names)"
     )
     runs = {
         subprocess.run(
@@ -226,20 +227,20 @@ def test_classes_that_count_the_same_keep_one_order_in_every_run(tmp_path: Path)
 def test_line_number_counts_blank_lines(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,label,split\na,0,train\n\nb,1,holdout\n")
     with pytest.raises(DatasetError, match="line 4"):
-        rows_of_csv(tmp_path / "t.csv")
+        rows_of_table(tmp_path / "t.csv")
 
 
 def test_one_label_with_two_class_names_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,label,class\na,0,water\nb,0,forest\n")
     with pytest.raises(DatasetError):
-        rows_of_csv(tmp_path / "t.csv")
+        rows_of_table(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("row", ["nan,1", "91,1", "1,181", "1,inf"])
 def test_place_off_the_earth_is_refused(tmp_path: Path, row: str) -> None:
     (tmp_path / "t.csv").write_text(f"path,label,lat,lon\na,0,{row}\n")
     with pytest.raises(DatasetError, match="line 2"):
-        rows_of_csv(tmp_path / "t.csv")
+        rows_of_table(tmp_path / "t.csv")
 
 
 def test_latitude_without_longitude_is_no_location(tmp_path: Path, write_picture: Writer) -> None:
