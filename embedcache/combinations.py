@@ -89,6 +89,8 @@ class SearchResult:
     """Test score of a head that knows only how frequent the classes are: the value of no backbone at all."""
     exhaustive: bool
     records: list[RunRecord]
+    split: Mapping[str, Any] | None = None
+    """The named split in use; None is the stores' own."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form, without the records."""
@@ -96,6 +98,7 @@ class SearchResult:
             "dataset": self.dataset,
             "combinations": [c.to_json() for c in self.combinations],
             "contributions": [c.to_json() for c in self.contributions],
+            "split": self.split,
             "floor": self.floor,
             "exhaustive": self.exhaustive,
         }
@@ -115,6 +118,7 @@ def search_combinations(
     trials: TrialOptions | None = None,
     greedy: bool | None = None,
     largest: int | None = None,
+    split: str | None = None,
     device: str = "cpu",
     train: Train | None = None,
 ) -> SearchResult:
@@ -136,6 +140,8 @@ def search_combinations(
         there are more than six.
     largest
         Backbones in a subset at most.
+    split
+        Name of a split; None is the stores' own.
     train
         Runs the protocol on one view; None is :func:`run_protocol` itself.
 
@@ -164,7 +170,7 @@ def search_combinations(
     def evaluated(members: Sequence[str]) -> Combination:
         key = frozenset(members)
         if key not in done:
-            view = open_ensemble(cache, dataset, "+".join(members))
+            view = open_ensemble(cache, dataset, "+".join(members), split)
             result = run(view)
             records.extend(result.records)
             done[key] = _combination(view, config, result.records)
@@ -178,7 +184,7 @@ def search_combinations(
             for members in itertools.combinations(names, size):
                 evaluated(members)
     whole = not greedy and most == len(names)
-    floor = _floor(open_ensemble(cache, dataset, names[0]))
+    floor = _floor(open_ensemble(cache, dataset, names[0], split))
     ranked = sorted(with_pareto(list(done.values())), key=lambda c: -c.val)
     return SearchResult(
         dataset=dataset,
@@ -187,6 +193,7 @@ def search_combinations(
         floor=floor,
         exhaustive=whole,
         records=records,
+        split=records[0].split if records else None,
     )
 
 

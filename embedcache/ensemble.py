@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import SettingError
+from embedcache.named_split import STORED, NamedSplit, load_split
 from embedcache_stores.errors import SampleIdMismatchError, StoreNotFoundError
 from embedcache_stores.feature_store import FeatureStore, open_store
 from embedcache_stores.place import Location
@@ -27,6 +29,9 @@ class Ensemble:
     of every member resized (bilinear) to the finest grid among the members' levels i. An ensemble of one is a plain
     view.
     """
+
+    assigned: NamedSplit | None = None
+    """The named split in use; None is the one that the stores hold."""
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
         """Join stores.
@@ -87,9 +92,10 @@ class Ensemble:
 
     @cached_property
     def split(self) -> npt.NDArray[Any]:
-        """Split of each row, ``(sample,)``; ``skipped`` where any member skipped the row."""
-        split = self.stores[0].split.copy()
-        for store in self.stores[1:]:
+        """Split of each row, ``(sample,)``, stored or named; ``skipped`` where any member skipped the row."""
+        named = self.assigned
+        split = self.stores[0].split.copy() if named is None else named.of(self.sample_ids, self.name)
+        for store in self.stores if named is not None else self.stores[1:]:
             split[store.split == SKIPPED] = SKIPPED
         return split
 
@@ -109,6 +115,20 @@ class Ensemble:
     def fingerprints(self) -> dict[str, str]:
         """Fingerprint of each member by name."""
         return {s.name: s.manifest.fingerprint for s in self.stores}
+
+    def with_split(self, split: NamedSplit | None) -> Ensemble:
+        """Return the same view with a named split instead of the stored one.
+
+        Raises
+        ------
+        SampleIdMismatchError
+            If the split was made for other samples.
+        """
+        view = copy.copy(self)
+        view.__dict__.pop("split", None)
+        view.assigned = split
+        _ = view.split  # refuse other samples now, not in the middle of a training
+        return view
 
     @property
     def random_members(self) -> tuple[str, ...]:
@@ -227,8 +247,8 @@ class Ensemble:
         return parts[0] if len(parts) == 1 else da.concatenate(parts, axis=1)
 
 
-def open_ensemble(cache: Location, dataset: str, features: str) -> Ensemble:
-    """Open ``a+b`` of a dataset from a cache.
+def open_ensemble(cache: Location, dataset: str, features: str, split: str | None = None) -> Ensemble:
+    """Open ``a+b`` of a dataset from a cache, with a named split where one is given.
 
     Raises
     ------
@@ -238,7 +258,8 @@ def open_ensemble(cache: Location, dataset: str, features: str) -> Ensemble:
     names = [n.strip() for n in features.split("+")]
     if "" in names:
         raise SettingError(f"features {features!r} hold an empty name; write them as backbone or backbone+backbone.")
-    return Ensemble([open_store(cache, dataset, name) for name in names])
+    view = Ensemble([open_store(cache, dataset, name) for name in names])
+    return view if split is None or split == STORED else view.with_split(load_split(cache, dataset, split))
 
 
 def _check_same_samples(left: FeatureStore, right: FeatureStore) -> None:

@@ -98,7 +98,8 @@ def run_protocol(
         if on_choice is not None:
             on_choice(choice)
     wanted = list(seeds)[:1] if spec.fit is not None else list(seeds)
-    folder = run_folder(out, features.dataset, features.name, features.fingerprints, config.to_json())
+    named = features.assigned.identity if features.assigned else None
+    folder = run_folder(out, features.dataset, features.name, features.fingerprints, config.to_json(), named)
     missing = [s for s in wanted if force or not (folder / f"seed-{s}.json").exists()]
     if missing:
         results = train(data(), [Run(config, s) for s in missing], on_epoch=on_epoch)
@@ -136,6 +137,8 @@ def study_folder(out: str | os.PathLike[str], features: Ensemble, config: TrainC
     searched = [spec.grid[0]] if spec.grid is not None else ["learning_rate", "weight_decay"]
     base = {k: v for k, v in config.to_json().items() if k not in searched}
     identity = [features.fingerprints, base, trials.to_json(), [spec.learning_rates, spec.weight_decays, spec.grid]]
+    if features.assigned:
+        identity.append(features.assigned.digest)
     digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:8]
     return Path(out) / features.dataset / features.name / f"{config.head}-trials-{digest}"
 
@@ -173,6 +176,7 @@ def _record(
         },
         notes=list(data.notes),
         cache=features.cache,
+        split=features.assigned.identity if features.assigned else None,
         per_class=result.per_class,
         interval=list(result.interval) if result.interval else None,
         failed=result.failed,

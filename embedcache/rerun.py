@@ -49,9 +49,16 @@ def open_recorded(record: RunRecord, cache: Location) -> Ensemble:
     Raises
     ------
     SettingError
-        If a store of that name has another fingerprint now.
+        If a store of that name has another fingerprint now, or the split of that name another digest.
     """
-    features = open_ensemble(cache, record.dataset, record.features)
+    named = record.split
+    features = open_ensemble(cache, record.dataset, record.features, named["name"] if named else None)
+    if named and features.assigned and features.assigned.digest != named["digest"]:
+        raise SettingError(
+            f"split {named['name']!r} of {record.dataset!r} is not the one of the record: its digest is "
+            f"{features.assigned.digest[:12]}, the record's {str(named['digest'])[:12]}. Make it again as the record "
+            "says, or train anew."
+        )
     for name, fingerprint in features.fingerprints.items():
         if record.fingerprints.get(name) != fingerprint:
             raise SettingError(

@@ -16,6 +16,7 @@ from embedcache_cli import (
     predict,
     report,
     search,
+    split,
     status,
     train_head,
     tune_store,
@@ -36,6 +37,8 @@ app.command("demo")(demo.demo)
 app.command("extract")(extract.extract)
 app.command("train-head")(train_head.train_head)
 app.command("search")(search.search)
+app.command("split")(split.split)
+app.command("leakage")(split.leakage)
 app.command("predict")(predict.predict)
 app.command("certify")(certify.certify)
 app.command("report")(report.report)

@@ -51,6 +51,10 @@ DatasetArgs = Annotated[
 ]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where named datasets lie.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+NamedSplit = Annotated[
+    str | None,
+    typer.Option("--split", help="A split that 'embedcache split' made.  [default: the stores' own]", metavar="NAME"),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder of results.")]
 
 

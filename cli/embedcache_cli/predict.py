@@ -87,6 +87,11 @@ def predict(
         raise SettingError("--images encodes images; --dataset and --georeference are for stored features.")
     where = choose_device(device)
     made, head = load_head(record, where)
+    if images and made.split and split not in {None, Split.all}:
+        raise SettingError(
+            f"the head was trained on split {made.split['name']!r}, which images do not know; predict on them with "
+            "--split all, or on the stores."
+        )
     place = cache or made.cache
     options = open_options(bands, units, partition, window, stride, split_by, dataset_args)
     lost: list[SampleError] = []
@@ -126,6 +131,7 @@ def predict(
             "features": made.features,
             "dataset": name,
             "split": chosen,
+            "of_split": made.split["name"] if made.split and not images and name == made.dataset else None,
             "out": str(folder),
             **facts,
             "metric": made.metric,
@@ -195,8 +201,9 @@ def _without_lost(answers: Iterable[Answers | SampleError], lost: list[SampleErr
 def _show(facts: dict[str, Any], record: RunRecord) -> None:
     from embedcache.evaluation.report import METRIC_NAMES
 
+    part = " of ".join(filter(None, (facts["split"], facts["of_split"])))
     say(
-        f"{facts['samples']} samples of {facts['dataset']} ({facts['split']}) by {record.config['head']} on "
+        f"{facts['samples']} samples of {facts['dataset']} ({part}) by {record.config['head']} on "
         f"{facts['features']}, seed {record.seed}: {facts['out']}"
     )
     if facts["lost"]:

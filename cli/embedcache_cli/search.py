@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedcache_cli.console import human_bytes, print_json, say, table, tell
-from embedcache_cli.options import Cache, Device, Json, Out
+from embedcache_cli.options import Cache, Device, Json, NamedSplit, Out
 
 if TYPE_CHECKING:
     from embedcache.combinations import SearchResult
@@ -28,6 +28,7 @@ def search(
     trials: Annotated[int, typer.Option(min=0, help="Trials for each subset; 0: the default hyperparameters.")] = 16,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds for each subset.")] = 10,
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 50,
+    split: NamedSplit = None,
     pooled: Annotated[str, typer.Option(help="Pooled vectors to use: mean or cls.")] = "mean",
     greedy: Annotated[
         bool | None,
@@ -75,6 +76,7 @@ def search(
         trials=options,
         greedy=greedy,
         largest=largest,
+        split=split,
         device=where,
         train=run,
     )

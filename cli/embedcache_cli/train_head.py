@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedcache_cli.console import print_json, say, table, tell
-from embedcache_cli.options import Cache, Device, Json, Out
+from embedcache_cli.options import Cache, Device, Json, NamedSplit, Out
 
 if TYPE_CHECKING:
     from embedcache.ensemble import Ensemble
@@ -83,6 +83,7 @@ def train_head(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs; their seeds are 0, 1, 2 ...")] = 10,
     seed: Annotated[int | None, typer.Option(min=0, help="Run this one seed only.")] = None,
+    split: NamedSplit = None,
     pooled: Annotated[str, typer.Option(help="Pooled vectors to use: mean or cls.")] = "mean",
     channels: Annotated[str | None, typer.Option(help="START:STOP of the joined channels of pooled vectors.")] = None,
     levels: Annotated[str | None, typer.Option(help="Levels that a head on maps reads, such as 0,2.")] = None,
@@ -138,14 +139,14 @@ def train_head(
     where = choose_device(device)
     budget = None if memory is None else int(memory * 1e9)
     if from_record is not None:
-        if dataset or features:
-            raise SettingError("--from-record says all that is to be run; leave --dataset and --features out.")
+        if dataset or features or split:
+            raise SettingError("--from-record says all that is to be run; leave --dataset, --features and --split out.")
         _rerun(from_record, cache, where, budget, json=json)
         return
     if not dataset or not features:
         raise SettingError("'train-head' needs --dataset and --features (or --from-record FILE).")
     dataset = dataset_name(dataset)
-    views = [open_ensemble(cache, dataset, name) for name in dict.fromkeys(features)]
+    views = [open_ensemble(cache, dataset, name, split) for name in dict.fromkeys(features)]
     head = head or ("upernet" if views[0].task == "segmentation" else "linear")
     given: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay, "c": c, "k": k}
     fixed = {name: value for name, value in given.items() if value is not None}
@@ -245,7 +246,7 @@ def show_summaries(summaries: list[Summary]) -> None:
     metric = METRIC_NAMES.get(summaries[0].metric, summaries[0].metric)
     rows = [
         (
-            s.dataset,
+            s.setting,
             s.features + (f" ({RANDOM_MARK})" if s.random_weights else ""),
             s.head,
             *((f"{100 * s.mean:.1f}", f"{100 * s.std:.1f}") if s.scores else ("-", "-")),

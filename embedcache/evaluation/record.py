@@ -67,8 +67,15 @@ class RunRecord:
     """Runs trained in the same pass."""
     stack_seeds: Sequence[int] = ()
     """Their seeds in order: trained together again, they give the same bits; empty where a run does so alone."""
+    split: Mapping[str, Any] | None = None
+    """Name, digest and making of the named split; None where the stores' own was used."""
     peak_memory_bytes: int | None = None
     """Largest memory of the process so far, on the GPU where one was used."""
+
+    @property
+    def setting(self) -> str:
+        """Dataset and, where it is not the stores' own, split: scores of different settings are not to be compared."""
+        return self.dataset if self.split is None else f"{self.dataset}, {split_label(self.split)}"
 
     @property
     def score(self) -> float:
@@ -82,10 +89,20 @@ def run_folder(
     features: str,
     fingerprints: Mapping[str, str],
     config: Mapping[str, Any],
+    split: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Return the folder of all seeds of one configuration: its name ends with a hash of features and configuration."""
-    identity = hashlib.sha256(canonical_json([dict(fingerprints), dict(config)]).encode()).hexdigest()[:8]
+    """Return the folder of all seeds of one configuration.
+
+    Its name ends with a hash of features, configuration and, where one is used, named split.
+    """
+    parts: list[Any] = [dict(fingerprints), dict(config)] + ([split["digest"]] if split else [])
+    identity = hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:8]
     return Path(root) / dataset / features / f"{config['head']}-{identity}"
+
+
+def split_label(split: Mapping[str, Any]) -> str:
+    """Name a split so that another one of the same name is told apart: ``split NAME#3fa2b1``."""
+    return f"split {split['name']}#{str(split['digest'])[:6]}"
 
 
 def save_record(path: Path, record: RunRecord) -> None:
@@ -119,9 +136,9 @@ def load_record(path: Path) -> RunRecord:
 def save_runs_table(root: str | os.PathLike[str]) -> Path:
     """Write every record under a folder into ``runs.parquet``, one row a run, for notebooks and spreadsheets.
 
-    Columns: ``dataset``, ``features``, ``head``, ``seed``, ``metric``, ``score``, ``interval_low``, ``interval_high``,
-    ``failed``, ``best_epoch``, ``seconds``, ``created``, ``random_weights``, ``fingerprints`` (JSON), and ``config.*``,
-    ``val.*``, ``test.*``, ``samples.*`` and ``environment.*``.
+    Columns: ``dataset``, ``features``, ``head``, ``seed``, ``split``, ``split_digest``, ``metric``, ``score``,
+    ``interval_low``, ``interval_high``, ``failed``, ``best_epoch``, ``seconds``, ``created``, ``random_weights``,
+    ``fingerprints`` (JSON), and ``config.*``, ``val.*``, ``test.*``, ``samples.*`` and ``environment.*``.
     """
     import pandas as pd
 
@@ -134,6 +151,8 @@ def save_runs_table(root: str | os.PathLike[str]) -> Path:
                 "features": r.features,
                 "head": r.config["head"],
                 "seed": r.seed,
+                "split": r.split["name"] if r.split else None,
+                "split_digest": r.split["digest"] if r.split else None,
                 "metric": r.metric,
                 "score": None if r.failed else r.score,
                 "interval_low": low,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedcache.evaluation.record import RunRecord
+from embedcache.evaluation.record import RunRecord, split_label
 from embedcache_stores.durable import replace_atomically
 
 if TYPE_CHECKING:
@@ -44,6 +44,13 @@ class Summary:
     random_weights: tuple[str, ...]
     """Stores whose backbone was never trained."""
     notes: tuple[str, ...] = ()
+    split: str | None = None
+    """Named split, with the first digits of its digest; None for the stores' own."""
+
+    @property
+    def setting(self) -> str:
+        """Dataset and named split: only scores of one setting may be compared."""
+        return self.dataset if self.split is None else f"{self.dataset}, {self.split}"
 
     @property
     def mean(self) -> float:
@@ -66,7 +73,7 @@ def summarise(records: Iterable[RunRecord]) -> list[Summary]:
     """Group records by dataset, features and configuration; datasets as they appear, single stores before ensembles."""
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
-        key = (record.dataset, record.features, repr(sorted(record.config.items())), repr(record.fingerprints))
+        key = (record.setting, record.features, repr(sorted(record.config.items())), repr(record.fingerprints))
         groups.setdefault(key, []).append(record)
     out = []
     for runs in groups.values():
@@ -88,10 +95,11 @@ def summarise(records: Iterable[RunRecord]) -> list[Summary]:
                 chosen=tuple(first.trials["chosen"]) if first.trials else (),
                 random_weights=tuple(first.random_weights),
                 notes=(*first.notes, *lost),
+                split=split_label(first.split) if first.split else None,
             )
         )
-    datasets = list(dict.fromkeys(s.dataset for s in out))
-    return sorted(out, key=lambda s: (datasets.index(s.dataset), s.features.count("+")))
+    settings = list(dict.fromkeys(s.setting for s in out))
+    return sorted(out, key=lambda s: (settings.index(s.setting), s.features.count("+")))
 
 
 def weights_warning(summaries: Sequence[Summary]) -> str:
@@ -109,13 +117,13 @@ def box_plot(summaries: Sequence[Summary]) -> Figure:
     """Draw the paper's Figure 2: one box per features and dataset, each over its seeds, every seed as a dot."""
     from matplotlib.figure import Figure
 
-    datasets = list(dict.fromkeys(s.dataset for s in summaries if s.scores))
-    widest = max((sum(s.dataset == d for s in summaries) for d in datasets), default=1)
+    datasets = list(dict.fromkeys(s.setting for s in summaries if s.scores))
+    widest = max((sum(s.setting == d for s in summaries) for d in datasets), default=1)
     width = max(4.2, 1.0 + 1.35 * widest) * max(1, len(datasets))
     figure = Figure(figsize=(width, 4.4), layout="constrained")
     for position, dataset in enumerate(datasets, start=1):
         axes = figure.add_subplot(1, len(datasets), position)
-        here = [s for s in summaries if s.dataset == dataset and s.scores]
+        here = [s for s in summaries if s.setting == dataset and s.scores]
         scores = [[100 * v for v in s.scores] for s in here]
         axes.boxplot(scores, widths=0.5, medianprops={"color": "#b3402a", "linewidth": 1.6}, showfliers=False)
         for i, values in enumerate(scores, start=1):
@@ -182,8 +190,8 @@ def _page(summaries: Sequence[Summary], picture: str) -> str:
     if warning:
         parts.append(f"<p class=warn role=note>{html.escape(warning)}</p>")
     parts.append(f'<img alt="Box plot of test scores over seeds" src="data:image/png;base64,{picture}">')
-    for dataset in dict.fromkeys(s.dataset for s in summaries):
-        parts += _table(dataset, [s for s in summaries if s.dataset == dataset])
+    for setting in dict.fromkeys(s.setting for s in summaries):
+        parts += _table(setting, [s for s in summaries if s.setting == setting])
     parts.append(
         "<p><small>Spread is the standard deviation over seeds. The interval is a bootstrap over test images, "
         "averaged over seeds; it says how far other test images of the same kind could move the score.</small>"
