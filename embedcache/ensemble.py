@@ -191,7 +191,7 @@ class Ensemble:
         if not 0 <= index < len(self.levels):
             raise SettingError(f"level {index} does not exist; {self.name!r} has levels 0 to {len(self.levels) - 1}.")
         target = self.levels[index]
-        return self._joined([_resized(s.to_dask(target.name), target.height, target.width) for s in self.stores])
+        return self._joined([resized(s.to_dask(target.name), target.height, target.width) for s in self.stores])
 
     def read_pooled(self, kind: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
         """Read pooled vectors of chosen rows, ``(len(rows), channel)``: what ``pooled(kind)[rows]`` computes."""
@@ -303,7 +303,7 @@ def _dataset_digests(store: FeatureStore) -> Mapping[str, Any]:
     return digests
 
 
-def _resized(array: da.Array, height: int, width: int) -> da.Array:
+def resized(array: da.Array, height: int, width: int) -> da.Array:
     """Resize maps block by block; sample chunks stay, so a block never resizes rows that nobody asked for."""
     if array.shape[2:] == (height, width):
         return array
