@@ -117,6 +117,7 @@ def search_combinations(
     *,
     trials: TrialOptions | None = None,
     greedy: bool | None = None,
+    beam: int = 1,
     largest: int | None = None,
     split: str | None = None,
     device: str = "cpu",
@@ -137,7 +138,9 @@ def search_combinations(
         As for :func:`embedcache.protocol.run_protocol`; each subset has trials of its own.
     greedy
         True: start with the best backbone and add the one that helps validation most, until none helps. None: where
-        there are more than six.
+        there are more than six, or a beam is asked for.
+    beam
+        How many of the best combinations of each size a greedy search goes on from; 1 is plain greedy.
     largest
         Backbones in a subset at most.
     split
@@ -156,9 +159,13 @@ def search_combinations(
         raise SettingError("a search needs two stores or more; 'embedcache ls' lists what is there.")
     if largest is not None and largest < 1:
         raise SettingError(f"--largest must be at least 1, got {largest}.")
+    if beam < 1:
+        raise SettingError(f"--beam must be at least 1, got {beam}.")
+    if beam > 1 and greedy is False:
+        raise SettingError("--beam is for a greedy search; with --exhaustive every subset is trained anyway.")
     most = min(len(names), largest or len(names))
     if greedy is None:
-        greedy = len(names) > MOST_EXHAUSTIVE
+        greedy = beam > 1 or len(names) > MOST_EXHAUSTIVE
 
     def protocol(view: Ensemble) -> ProtocolResult:
         return run_protocol(view, config, seeds, out, trials=trials, device=device)
@@ -178,7 +185,7 @@ def search_combinations(
 
     singles = [evaluated([n]) for n in names]
     if greedy:
-        _grow(names, singles, most, evaluated)
+        grow(names, singles, most, evaluated, beam)
     else:
         for size in range(2, most + 1):
             for members in itertools.combinations(names, size):
@@ -197,16 +204,24 @@ def search_combinations(
     )
 
 
-def _grow(
-    names: Sequence[str], singles: Sequence[Combination], most: int, evaluated: Callable[[Sequence[str]], Combination]
+def grow(
+    names: Sequence[str],
+    singles: Sequence[Combination],
+    most: int,
+    evaluated: Callable[[Sequence[str]], Combination],
+    beam: int = 1,
 ) -> None:
-    best = max(singles, key=lambda c: c.val)
-    while len(best.members) < most:
-        members = [sorted({*best.members, n}, key=list(names).index) for n in names if n not in best.members]
-        step = max((evaluated(m) for m in members), key=lambda c: c.val)
-        if step.val <= best.val:
+    """Evaluate ever larger subsets, by one backbone more of the ``beam`` best; stop at ``most``, or where none gains.
+
+    A gain is a validation score above the best of all smaller subsets; ties go to what is named first.
+    """
+    front = sorted(singles, key=lambda c: -c.val)[:beam]
+    while len(front[0].members) < most:
+        wider = {frozenset((*c.members, n)): None for c in front for n in names if n not in c.members}
+        steps = [evaluated(sorted(members, key=list(names).index)) for members in wider]
+        best, front = front[0], sorted(steps, key=lambda c: -c.val)[:beam]
+        if front[0].val <= best.val:
             return
-        best = step
 
 
 def _combination(view: Ensemble, config: TrainConfig, records: Sequence[RunRecord]) -> Combination:

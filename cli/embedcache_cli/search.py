@@ -38,6 +38,9 @@ def search(
             "up to six]",
         ),
     ] = None,
+    beam: Annotated[
+        int, typer.Option(help="Greedy, but from so many of the best combinations of each size, not from one.")
+    ] = 1,
     largest: Annotated[int | None, typer.Option(help="Backbones in a combination at most.")] = None,
     out: Out = Path("results"),
     device: Device = "auto",
@@ -75,6 +78,7 @@ def search(
         out,
         trials=options,
         greedy=greedy,
+        beam=beam,
         largest=largest,
         split=split,
         device=where,

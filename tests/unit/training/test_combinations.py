@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedcache.combinations import Combination, search_combinations, shapley, with_pareto
+from embedcache.combinations import Combination, grow, search_combinations, shapley, with_pareto
 from embedcache.ensemble import Ensemble
 from embedcache.errors import SettingError
 from embedcache.train_config import TrainConfig
@@ -86,6 +86,41 @@ def test_greedy_adds_what_helps_validation_and_stops(cache: Path, tmp_path: Path
     capped = search_combinations(cache, "m-x", ["none", "one", "two"], CONFIG, range(2), tmp_path / "r", largest=1)
     assert {c.name for c in capped.combinations} == {"none", "one", "two"}
     assert not capped.exhaustive
+
+
+@pytest.mark.parametrize(
+    ("beam", "expected"),
+    [(1, ["ab", "ac", "abc"]), (2, ["ab", "ac", "bc", "abc"])],
+)
+def test_a_beam_finds_a_pair_that_greedy_never_tries(beam: int, expected: list[str]) -> None:
+    worth = {"a": 0.6, "b": 0.5, "c": 0.4, "ab": 0.61, "ac": 0.62, "bc": 0.9, "abc": 0.7}
+    tried: list[str] = []
+
+    def evaluated(members: Any) -> Combination:
+        tried.append("".join(members))
+        return Combination(
+            members=tuple(members),
+            metric="accuracy",
+            val=worth["".join(members)],
+            test=0.0,
+            std=0.0,
+            interval=None,
+            parameters_m=1.0,
+            bytes_per_sample=1,
+            channels=1,
+            random_members=(),
+        )
+
+    singles = [evaluated(n) for n in "abc"]
+    grow("abc", singles, 3, evaluated, beam)
+    assert tried == ["a", "b", "c", *expected]
+
+
+def test_a_beam_that_makes_no_sense_is_said(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="at least 1, got 0"):
+        search_combinations(cache, "m-x", ["one", "two"], CONFIG, range(2), tmp_path / "r", beam=0)
+    with pytest.raises(SettingError, match="for a greedy search"):
+        search_combinations(cache, "m-x", ["one", "two"], CONFIG, range(2), tmp_path / "r", beam=2, greedy=False)
 
 
 def test_shapley_is_the_mean_marginal_value_over_all_orders() -> None:

@@ -126,3 +126,14 @@ def test_what_cannot_be_fused_is_said(make: Make, both: Ensemble, vectors: list[
         fused(uneven, "concat", components=6)
     with pytest.raises(SettingError, match="no train rows"):
         fused(Ensemble([make("t", vectors[0], split=["test"] * 60)]), "concat")
+
+
+def test_two_processes_of_the_distributed_scheduler_give_the_same_numbers(both: Ensemble) -> None:
+    distributed = pytest.importorskip("distributed")
+    lazy = [both.pooled("mean"), fused(both, "average"), fused(both, "product", components=3)]
+    expected = dask.compute(*lazy, scheduler="synchronous")
+    cluster = distributed.LocalCluster(n_workers=2, processes=True, threads_per_worker=1, dashboard_address=None)
+    with cluster, distributed.Client(cluster) as client:
+        got = dask.compute(*lazy, scheduler=client)
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
