@@ -8,6 +8,7 @@ import typer
 
 from embedcache_cli import (
     certify,
+    compare,
     datasets,
     demo,
     extract,
@@ -37,6 +38,7 @@ app.command("demo")(demo.demo)
 app.command("extract")(extract.extract)
 app.command("train-head")(train_head.train_head)
 app.command("search")(search.search)
+app.command("compare")(compare.compare)
 app.command("split")(split.split)
 app.command("leakage")(split.leakage)
 app.command("predict")(predict.predict)

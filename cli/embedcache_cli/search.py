@@ -60,7 +60,7 @@ def search(
 
     where = choose_device(device)
     dataset = dataset_name(dataset)
-    names = list(dict.fromkeys(features)) if features else _all_stores(cache, dataset)
+    names = list(dict.fromkeys(features)) if features else all_stores(cache, dataset)
     options = TrialOptions(count=trials) if trials else None
 
     def run(view: Ensemble) -> Any:
@@ -91,16 +91,17 @@ def search(
     _show(result)
 
 
-def _all_stores(cache: str, dataset: str) -> list[str]:
+def all_stores(cache: str, dataset: str) -> list[str]:
+    """Return the names of a dataset's complete stores, two or more, and say which."""
     from embedcache.errors import SettingError
     from embedcache_stores.manifest import find_stores
 
     found = [m.name for m in find_stores(cache) if m.dataset == dataset and m.state == "complete"]
     if len(found) < 2:
         raise SettingError(
-            f"a search needs two stores or more; the cache {cache!r} has {', '.join(found) or 'none'} of {dataset!r}."
+            f"two stores or more are needed; the cache {cache!r} has {', '.join(found) or 'none'} of {dataset!r}."
         )
-    tell(f"{dataset}: combining {', '.join(found)}")
+    tell(f"{dataset}: {', '.join(found)}")
     return found
 
 
