@@ -6,6 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -226,8 +227,9 @@ def _kept(
     key = f"{what}|{store.manifest.fingerprint}|{kind}|".encode() + rows.astype("<i8").tobytes()
     path = Path(folder) / f"{what}-{hashlib.sha256(key).hexdigest()[:32]}.npy"
     if path.is_file():
-        kept: Floats = np.load(path, allow_pickle=False)
-        return kept
+        with suppress(ValueError, EOFError):  # a damaged file is made again, like one that is not there
+            kept: Floats = np.load(path, allow_pickle=False)
+            return kept
     made = fit()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")

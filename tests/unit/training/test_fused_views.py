@@ -91,6 +91,8 @@ def test_statistics_are_kept_and_belong_to_their_train_rows(
         patch.setattr(fused_views, "_pieces", None)  # reading again would fail
         np.testing.assert_array_equal(fused(view, "concat", folder=kept).compute(), first)
     assert len(list(kept.iterdir())) == 1
+    next(kept.iterdir()).write_bytes(b"\x93NUMPY, cut off")
+    np.testing.assert_array_equal(fused(view, "concat", folder=kept).compute(), first)
     other = Ensemble([make("o", vectors[1], split=["test", "train", "val"] * 20)])
     assert not np.allclose(fused(other, "concat", folder=kept).compute(), first)
     assert len(list(kept.iterdir())) == 2
