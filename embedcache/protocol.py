@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import resource
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,7 +219,7 @@ def _save_weights(path: Path, result: TrainResult, record: RunRecord) -> None:
     if not result.state:
         path.unlink(missing_ok=True)
         return
-    temporary = path.with_suffix(".partial")
+    temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.partial")  # several commands may train the same at once
     metadata = {
         "head": str(record.config["head"]),
         "features": record.features,

@@ -6,10 +6,12 @@ number to choose instead (C, or k), and try a fixed grid of it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +27,7 @@ from embedcache_stores.durable import replace_atomically
 STUDY_FILE: Final = "optuna.log"
 """Optuna's own journal of the study, for its dashboard and for going on after an interruption."""
 CHOICE_FILE: Final = "choice.json"
+LOCK_FILE: Final = "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,15 +169,16 @@ def _study(
         name: optuna.distributions.FloatDistribution(low, high, log=True)
         for name, (low, high) in search_space(spec).items()
     }
-    _mend_journal(folder / STUDY_FILE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls its own batch sampling experimental
-        kept = optuna.create_study(
-            study_name=folder.name,
-            storage=JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))),
-            direction="maximize",
-            load_if_exists=True,
-        )
+        with _alone(folder):
+            _mend_journal(folder / STUDY_FILE)
+            kept = optuna.create_study(
+                study_name=folder.name,
+                storage=JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))),
+                direction="maximize",
+                load_if_exists=True,
+            )
         batches = math.ceil(options.count / options.batch)
         for number in range(batches):
             first = number * options.batch
@@ -192,19 +196,20 @@ def _study(
             params = [asked.ask(distributions).params for _ in range(size)]
             runs = [Run(config.with_(**p), options.run_seed) for p in params]
             results = train(data, runs, on_epoch=on_epoch)
-            told = len(kept.trials) - first  # a kill may have left a part of the batch
-            for p, result in list(zip(params, results, strict=True))[told:]:
-                one = _tried(data, p, result)
-                state = TrialState.COMPLETE if one["score"] is not None else TrialState.FAIL
-                kept.add_trial(
-                    create_trial(
-                        params=p,
-                        distributions=distributions,
-                        value=one["score"],
-                        state=state,
-                        user_attrs={"failed": one["failed"], "best_epoch": one["best_epoch"]},
+            with _alone(folder):
+                told = len(kept.trials) - first  # by a run that was killed halfway, or one beside this
+                for p, result in list(zip(params, results, strict=True))[told:]:
+                    one = _tried(data, p, result)
+                    state = TrialState.COMPLETE if one["score"] is not None else TrialState.FAIL
+                    kept.add_trial(
+                        create_trial(
+                            params=p,
+                            distributions=distributions,
+                            value=one["score"],
+                            state=state,
+                            user_attrs={"failed": one["failed"], "best_epoch": one["best_epoch"]},
+                        )
                     )
-                )
         return [
             {
                 **t.params,
@@ -214,6 +219,14 @@ def _study(
             }
             for t in kept.trials[: options.count]
         ]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes' results out meanwhile: several that run one study tell each trial once, in order."""
+    with (folder / LOCK_FILE).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file, and with the process
+        yield
 
 
 def _mend_journal(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,8 @@ def fsync_path(path: Path) -> None:
 
 
 def replace_atomically(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".partial")
+    """Write a small file so that readers see the old content or the new, never a part; of several writers, one wins."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -323,3 +325,34 @@ def test_a_record_survives_json(view: Ensemble, tmp_path: Path) -> None:
     copy = load_record(tmp_path / "copy.json")
     assert copy == record
     assert json.loads((tmp_path / "copy.json").read_text()) == json.loads(json.dumps(asdict(record)))
+
+
+def test_two_that_write_the_same_run_at_once_leave_it_whole(
+    view: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another begins and ends while one is between writing and renaming: of the weights, and then of the record."""
+    out, begun = tmp_path / "results", []
+
+    def again() -> None:
+        if len(begun) in {0, 2}:  # of the weights; in that other, of the record
+            begun.append("second")
+            run_protocol(view, QUICK, [0], out, force=True)
+        begun.append("done")
+
+    save, sync = safetensors.torch.save_file, os.fsync
+
+    def saved(*what: Any, **options: Any) -> None:
+        save(*what, **options)
+        again()
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        again()
+
+    monkeypatch.setattr(safetensors.torch, "save_file", saved)
+    monkeypatch.setattr(os, "fsync", synced)
+    result = run_protocol(view, QUICK, [0], out)
+    assert begun.count("second") == 2
+    (path,) = out.glob("*/*/*/seed-0.json")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["seed-0.json", "seed-0.safetensors"]
+    assert load_record(path).test == result.records[0].test

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 
 from embedcache import trials as module
@@ -68,6 +72,31 @@ def test_the_choice_is_a_function_of_its_inputs(pooled: Pooled, tmp_path: Path) 
     assert choose(pooled, searched, OPTIONS, tmp_path / "three") == one
     other = TrialOptions(count=8, batch=3, sampler_seed=1)
     assert choose(pooled, CONFIG, other, tmp_path / "four").tried != one.tried
+
+
+def test_two_at_once_tell_each_trial_once(pooled: Pooled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both train the first batch before either tells; the file lock excludes threads as it does processes."""
+    data = pooled()
+    alone = choose(lambda: data, CONFIG, OPTIONS, tmp_path / "alone")
+    both, begun = threading.Barrier(2, timeout=30), threading.local()
+
+    def together(data: Any, runs: Any, **options: Any) -> Any:
+        results = train(data, runs, **options)
+        if not hasattr(begun, "yes"):
+            begun.yes = both.wait()
+        return results
+
+    add = optuna.Study.add_trial
+
+    def slowly(study: optuna.Study, trial: Any) -> None:
+        add(study, trial)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(module, "train", together)
+    monkeypatch.setattr(optuna.Study, "add_trial", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(choose, lambda: data, CONFIG, OPTIONS, tmp_path / "both") for _ in range(2)]
+        assert [a.result() for a in asked] == [alone, alone]
 
 
 def test_the_sampler_learns_from_one_batch_to_the_next(pooled: Pooled, tmp_path: Path) -> None:
