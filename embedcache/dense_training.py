@@ -17,11 +17,11 @@ import torch.nn.functional as F  # noqa: N812
 
 from embedcache.dense_data import DenseData, Maps
 from embedcache.dense_losses import dense_loss
-from embedcache.errors import SettingError
+from embedcache.errors import DatasetError, SettingError
 from embedcache.evaluation.bootstrap import interval_segmentation
 from embedcache.evaluation.metrics import PRIMARY
 from embedcache.evaluation.segmentation_metrics import SegmentationScores
-from embedcache.feature_loader import Batch, free_bytes
+from embedcache.feature_loader import Batch, FeatureLoader, free_bytes
 from embedcache.heads._spec import HeadSpec
 from embedcache.train_config import Run, TrainConfig, learning_rate_factor
 from embedcache.training import Progress, TrainResult
@@ -112,10 +112,8 @@ def _train_together(
     config = runs[0].config
     live = [_Live(data, spec, run) for run in runs]
     loader = data.loader("train", shuffle=True, seed=_ORDER_SEED)
-    rows = len(data.rows["train"])
-    per_epoch = rows // data.batch_size + (rows % data.batch_size > 1)
-    total = config.steps or config.epochs * per_epoch
-    epochs = math.ceil(total / per_epoch)
+    steps = _steps_of_epochs(loader, config)
+    total, epochs = config.steps or sum(steps), len(steps)
     weights = _class_weights(data) if config.class_weights == "balanced" else None
     validation = data.loader("val")
     primary, step = PRIMARY["segmentation"], 0
@@ -134,6 +132,19 @@ def _train_together(
         if not any(r.going for r in live):
             break
     return _results(data, live, start)
+
+
+def _steps_of_epochs(loader: FeatureLoader, config: TrainConfig) -> list[int]:
+    """Count the batches of two samples or more of each epoch: windows of a compressed store are cut anew in each."""
+    counts: list[int] = []
+    while len(counts) < config.epochs if config.steps is None else sum(counts) < config.steps:
+        counts.append(sum(size > 1 for size in loader.sizes(len(counts) + 1)))
+        if not counts[-1]:
+            raise DatasetError(
+                f"{len(loader.rows)} training samples of {loader.features.dataset!r} make no batch of two or more; "
+                "heads on maps normalise over the batch."
+            )
+    return counts
 
 
 def _one_epoch(

@@ -9,7 +9,6 @@ whole row groups (:func:`embedcache.shuffling.shuffled`), of which two are held 
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -125,7 +124,7 @@ class FeatureLoader:
         self.window_groups = None if self.mode == "resident" else self._window(window_groups)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.rows) / self.batch_size)
+        return len(self.sizes(0))
 
     def order(self, epoch: int) -> Rows:
         """Rows of an epoch in the order of their visit."""
@@ -134,6 +133,13 @@ class FeatureLoader:
         return shuffled(
             self.rows, self.seed, epoch, rows_per_group=self.rows_per_group, window_groups=self.window_groups
         )
+
+    def sizes(self, epoch: int) -> list[int]:
+        """Rows of each batch of an epoch: every window ends with a batch that may be smaller."""
+        parts = [len(self.rows)]
+        if self._costly and self.mode == "streaming":
+            parts = [len(w) for w in windows_of(self.order(epoch), self.rows_per_group, self.window_groups or 1)]
+        return [min(self.batch_size, n - start) for n in parts for start in range(0, n, self.batch_size)]
 
     def mixing(self, epoch: int = 0) -> ShuffleReport:
         """How far an epoch's order is from a uniform shuffle."""
@@ -261,7 +267,9 @@ class FeatureLoader:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if not self._costly and self.nbytes <= machine // 2:
             return None
-        group = self.rows_per_group * sum(s.row_bytes for s in self._all)
+        group = self.nbytes // max(
+            1, len(np.unique(self.rows // self.rows_per_group))
+        )  # of chosen rows: few, in a part
         return max(1, _WINDOW_BYTES // max(1, group))
 
 

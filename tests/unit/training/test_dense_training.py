@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from embedcache import feature_loader
 from embedcache.ensemble import Ensemble
 from embedcache.errors import DatasetError, FeatureError, SettingError
 from embedcache.evaluation.record import load_record
@@ -264,6 +266,38 @@ def test_streaming_stays_within_its_budget(make_dense: MakeDense) -> None:
     ring = data.loader("test")._ring()  # type: ignore[union-attr]
     held = sum(t.nbytes for buffers in ring for some in buffers.tensors for t in some)
     assert held <= 4 * CONFIG.batch_size * data.row_bytes  # type: ignore[operator,union-attr]
+
+
+def test_every_epoch_trains_where_a_compressed_store_is_streamed_in_windows(
+    make_dense: MakeDense, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 rows are 3 batches of 7, but 5 where each window of one row group (of 8 rows, 4 in train) is cut by itself."""
+    view = Ensemble([make_dense("one", PYRAMID)])
+    monkeypatch.setattr(FeatureStore, "direct", lambda store, name: None)  # as of a compressed array
+    monkeypatch.setattr(feature_loader, "_WINDOW_BYTES", 1)
+    config = CONFIG.with_(epochs=6)
+    data = load_data(view, config, budget_bytes=0)
+    losses = [point["train_loss"] for point in train(data, [Run(config, 0)])[0].curve]
+    assert len(losses) == 6
+    assert all(0 < after < before for before, after in itertools.pairwise(losses))
+    limited = config.with_(steps=12)  # 5 a epoch
+    assert len(train(data, [Run(limited, 0)])[0].curve) == 3
+
+
+def test_windows_hold_as_many_rows_as_memory_allows(make_dense: MakeDense, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few rows of each row group many groups fit."""
+    view = Ensemble([make_dense("one", PYRAMID)])
+    monkeypatch.setattr(FeatureStore, "direct", lambda store, name: None)
+    data = load_data(view, CONFIG, budget_bytes=0)
+    monkeypatch.setattr(feature_loader, "_WINDOW_BYTES", 8 * data.row_bytes)  # type: ignore[union-attr]
+    assert [data.loader(s).window_groups for s in ("train", "val")] == [2, 4]  # type: ignore[union-attr]
+
+
+def test_one_training_sample_is_refused(make_dense: MakeDense) -> None:
+    data = load_data(Ensemble([make_dense("one", PYRAMID)]), CONFIG)
+    few = dataclasses.replace(data, rows={**data.rows, "train": data.rows["train"][:1]})  # type: ignore[union-attr,type-var]
+    with pytest.raises(DatasetError, match="1 training samples of 'm-seg' make no batch of two"):
+        train(few, [Run(CONFIG, 0)])
 
 
 def test_patience_ends_a_run_early(make_dense: MakeDense) -> None:

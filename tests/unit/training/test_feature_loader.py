@@ -201,3 +201,13 @@ def test_the_first_places_of_a_shuffle_are_uniform() -> None:
     for epoch in range(3200):
         counts[shuffled(np.arange(16), 7, epoch)[0]] += 1
     assert ((counts - 200) ** 2 / 200).sum() < 37.7  # chi-square, 15 degrees of freedom, 0.1 %
+
+
+def test_batches_are_counted_as_they_come(tmp_path: Path) -> None:
+    places = (str(tmp_path / "m-x" / "a.zarr"), "memory://counted/m-x/a.zarr")
+    stores = [write(place, "float16", [(3, 4)], 0, rows_per_chunk=4) for place in places]
+    rows = np.arange(0, ROWS, 3)
+    for store, mode, window in itertools.product(stores, ("resident", "streaming"), (None, 1, 2)):
+        loader = FeatureLoader(Ensemble([store]), ["level_0"], rows, batch_size=4, mode=mode, window_groups=window)  # type: ignore[arg-type]
+        for epoch in (1, 2):
+            assert loader.sizes(epoch) == [len(b.rows) for b in loader.epoch(epoch)]
