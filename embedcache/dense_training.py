@@ -131,7 +131,7 @@ def _train_together(
             on_epoch(epoch, epochs)
         if not any(r.going for r in live):
             break
-    return _results(data, live, start)
+    return _results(data, live, validation, start)
 
 
 def _steps_of_epochs(loader: FeatureLoader, config: TrainConfig) -> list[int]:
@@ -181,6 +181,11 @@ def _one_epoch(
         step += 1
     for number, run in enumerate(live):
         run.loss = sums[number] / max(1, seen)
+        if run.going and not all(v.isfinite().all() for v in run.head.state_dict().values()):
+            run.failed = (
+                f"weights of seed {run.run.seed} were not finite after step {step}; lower --learning-rate "
+                f"({run.run.config.learning_rate:g})"
+            )
     return step
 
 
@@ -265,6 +270,8 @@ def evaluate_decoders(
                 with arithmetic(config, data.device):
                     logits = full_size_logits(head, maps, target.shape[1:])
                 confidence, predicted = logits.softmax(dim=1).max(dim=1)
+                if not confidence.isfinite().all():
+                    data.refuse_lost(batch)
                 score.update(predicted.cpu().numpy(), confidence.cpu().numpy(), target.cpu().numpy())
                 every.append(logits)
             if on_batch is not None:
@@ -279,12 +286,12 @@ def _class_weights(data: DenseData) -> torch.Tensor:
     return weights.to(data.device)
 
 
-def _results(data: DenseData, live: Sequence[_Live], start: float) -> list[TrainResult]:
+def _results(data: DenseData, live: Sequence[_Live], validation: FeatureLoader, start: float) -> list[TrainResult]:
     done = [r for r in live if r.failed is None]
     for run in done:
         run.head.load_state_dict(run.best_state)
     config = live[0].run.config
-    val = dict(zip(map(id, done), _evaluate(data, done, data.loader("val").epoch(0), config), strict=True))
+    val = dict(zip(map(id, done), _evaluate(data, done, validation.epoch(0), config), strict=True))
     test = dict(zip(map(id, done), _evaluate(data, done, data.loader("test").epoch(0), config), strict=True))
     seconds = (time.perf_counter() - start) / len(live)
     out = []

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from embedcache import feature_loader
+from embedcache.dense_data import DenseData
 from embedcache.ensemble import Ensemble
 from embedcache.errors import DatasetError, FeatureError, SettingError
 from embedcache.evaluation.record import load_record
@@ -232,6 +233,24 @@ def test_faults_are_named(make_dense: MakeDense) -> None:
         load_data(Ensemble([make_dense("none", [])]), CONFIG)
 
 
+@pytest.mark.parametrize("row", [2, 3], ids=["val", "test"])
+def test_lost_features_that_only_score_are_named_too(make_dense: MakeDense, row: int) -> None:
+    def spoil(maps: dict[str, np.ndarray]) -> None:
+        maps["level_1"][row, 3, 1, 1] = np.nan
+
+    data = load_data(Ensemble([make_dense("lost", PYRAMID, spoil=spoil)]), CONFIG)
+    with pytest.raises(FeatureError, match=rf"'lost.*row {row} \('s{row}'\)"):
+        train(data, [Run(CONFIG, 0)])
+
+
+def test_weights_lost_in_the_last_step_are_no_result(make_dense: MakeDense) -> None:
+    data = load_data(Ensemble([make_dense("one", PYRAMID)]), CONFIG)
+    config = CONFIG.with_(learning_rate=1e38, steps=1)
+    result = train(data, [Run(config, 0)])[0]
+    assert result.failed == "weights of seed 0 were not finite after step 1; lower --learning-rate (1e+38)"
+    assert (result.state, result.test, result.best_epoch) == ({}, {}, 0)
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -298,6 +317,19 @@ def test_one_training_sample_is_refused(make_dense: MakeDense) -> None:
     few = dataclasses.replace(data, rows={**data.rows, "train": data.rows["train"][:1]})  # type: ignore[union-attr,type-var]
     with pytest.raises(DatasetError, match="1 training samples of 'm-seg' make no batch of two"):
         train(few, [Run(CONFIG, 0)])
+
+
+def test_no_split_is_held_twice(make_dense: MakeDense, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaders: list[Any] = []
+    load = DenseData.loader
+
+    def counted(data: DenseData, split: str, **options: Any) -> Any:
+        loaders.append(load(data, split, **options))
+        return loaders[-1]
+
+    monkeypatch.setattr(DenseData, "loader", counted)
+    train(load_data(Ensemble([make_dense("one", PYRAMID)]), CONFIG), [Run(CONFIG, 0)])
+    assert sorted(len(one.rows) for one in loaders) == [10, 10, 20]
 
 
 def test_patience_ends_a_run_early(make_dense: MakeDense) -> None:
