@@ -129,7 +129,7 @@ def train(
     if spec.decode is not None:
         from embedcache.dense_training import train_dense
 
-        return train_dense(_dense(data), spec, runs, on_epoch)
+        return train_dense(_dense(data), spec, runs, on_epoch, budget_bytes)
     from embedcache.stacked_training import most_runs, train_stack
 
     vectors = _pooled(data)

@@ -332,6 +332,15 @@ def test_no_split_is_held_twice(make_dense: MakeDense, monkeypatch: pytest.Monke
     assert sorted(len(one.rows) for one in loaders) == [10, 10, 20]
 
 
+def test_decoders_that_do_not_fit_together_are_trained_one_after_the_other(make_dense: MakeDense) -> None:
+    data = load_data(Ensemble([make_dense("one", PYRAMID)]), CONFIG)
+    runs = [Run(CONFIG, seed) for seed in range(3)]
+    together, apart = train(data, runs), train(data, runs, budget_bytes=1)
+    assert [[r.stacked_with for r in some] for some in (together, apart)] == [[3, 3, 3], [1, 1, 1]]
+    for one, other in zip(together, apart, strict=True):
+        assert_equal_runs(one, other)
+
+
 def test_patience_ends_a_run_early(make_dense: MakeDense) -> None:
     view = Ensemble([make_dense("one", PYRAMID)])
     config = CONFIG.with_(epochs=30, patience=2, learning_rate=1e-9)
