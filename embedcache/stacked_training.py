@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from embedcache.errors import SettingError
 from embedcache.evaluation.bootstrap import interval
 from embedcache.evaluation.metrics import PRIMARY, evaluate, per_class, primary_scores
 from embedcache.feature_loader import free_bytes
@@ -64,7 +65,7 @@ class _Stack:
             [r.config.weight_decay for r in runs],
         )
         self.batch = config.batch_size or default_batch_size(len(data.train), maps=False)
-        per_epoch = math.ceil(len(data.train) / self.batch)
+        per_epoch = len(self._places())
         self.total = config.steps or config.epochs * per_epoch
         self.epochs = math.ceil(self.total / per_epoch)
         self.weights = None
@@ -142,8 +143,17 @@ class _Stack:
         every = np.arange(len(train))
         drawn = {seed: shuffled(every, seed, epoch) for seed in dict.fromkeys(seeds)}
         orders = drawn[seeds[0]] if len(drawn) == 1 else np.stack([drawn[s] for s in seeds])
-        pieces = [orders[..., start : start + self.batch] for start in range(0, len(train), self.batch)]
+        pieces = [orders[..., place] for place in self._places()]
         yield from _ahead(lambda at: self._take(train, at), pieces, threaded=not train.is_resident)
+
+    def _places(self) -> list[slice]:
+        """Cut an epoch into batches; a last one of a single sample is left out where it would be normalised."""
+        places = [slice(start, start + self.batch) for start in range(0, len(self.data.train), self.batch)]
+        if self.config.batch_norm and len(self.data.train) % self.batch == 1:
+            places.pop()
+        if not places or (self.config.batch_norm and self.batch == 1):
+            raise SettingError("--batch-norm needs batches of at least 2 samples; give a larger --batch-size.")
+        return places
 
     def _take(self, split: Vectors, at: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         return self._vectors(split, at), split.y[torch.from_numpy(at).to(split.device)]

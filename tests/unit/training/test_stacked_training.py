@@ -18,6 +18,7 @@ from embedcache.ensemble import Ensemble
 from embedcache.errors import SettingError
 from embedcache.heads._registry import get_head
 from embedcache.loading import PooledData, load_pooled
+from embedcache.shuffling import shuffled
 from embedcache.stacked_training import most_runs
 from embedcache.train_config import Run, TrainConfig
 from embedcache.training import TrainResult, train, train_head
@@ -81,6 +82,7 @@ def some_runs(config: TrainConfig, count: int = 4) -> list[Run]:
         {"steps": 9},
         {"batch_size": 1, "epochs": 1},
         {"batch_size": 60},  # the last batch is a single sample
+        {"batch_size": 60, "batch_norm": True},  # and is left out
         {"batch_size": 1000},
         {"patience": 1, "epochs": 12},
         {"patience": 2, "epochs": 12, "dropout": 0.3, "batch_norm": True},
@@ -133,7 +135,7 @@ def test_any_run_of_any_stack_equals_that_run_alone(
     config = TrainConfig(
         head=head,
         epochs=3,
-        batch_size=max(batch_size, train_rows // 8),
+        batch_size=max(batch_size, train_rows // 8, 1 + batch_norm),
         hidden=5,
         batch_norm=batch_norm,
         dropout=dropout,
@@ -148,6 +150,17 @@ def test_any_run_of_any_stack_equals_that_run_alone(
     # Adam divides by the gradient's size, so that the rounding of a gradient near 0 may move a weight by a part of the
     # learning rate; over many random cases that shows.
     assert_each_equals_alone(pooled(task, train=train_rows), runs, bound=5e-4)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_last_batch_of_one_sample_is_not_normalised(pooled: Pooled, head: str) -> None:
+    """Its variance is 0: it would take a tenth off the variance that the head keeps, and teach nothing."""
+    data = pooled(train=61)
+    config = QUICK.with_(head=head, batch_norm=True, epochs=1, batch_size=60)
+    x = data.take(data.train, shuffled(np.arange(61), 0, 1)[:60], standardise=True)
+    state = train_head(data, config, 0).state
+    torch.testing.assert_close(state["norm.var"], 0.9 + 0.1 * x.var(dim=0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state["norm.mean"], 0.1 * x.mean(dim=0), rtol=1e-5, atol=1e-5)
 
 
 def test_runs_stop_early_one_by_one_and_the_others_go_on(pooled: Pooled) -> None:
