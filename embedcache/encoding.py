@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones._spec import FeatureExtractor
+from embedcache.backbones._spec import FeatureExtractor, Features
 from embedcache.datasets._spec import Sample
 from embedcache.errors import FeatureError, SampleError, SettingError
 from embedcache.extraction_plan import ExtractionPlan
+from embedcache.views import turned, turned_each
 from embedcache_stores.schema import ArraySpec
 
 if TYPE_CHECKING:
@@ -23,10 +25,22 @@ Row: TypeAlias = Sample | SampleError
 """A decoded sample, or why it was skipped."""
 
 
-def encode(plan: ExtractionPlan, model: FeatureExtractor, rows: Sequence[Row]) -> dict[str, npt.NDArray[Any]]:
-    """Encode one batch; every array of the plan's that a backbone makes, ``(len(rows), *shape)`` in the stored dtype.
+def encode(
+    plan: ExtractionPlan, model: FeatureExtractor, rows: Sequence[Row], views: Sequence[str] | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Encode one batch; every array of the plan's that a backbone makes, ``(rows, *stored_shape)`` as it is stored.
 
-    Rows that were skipped take part as zeros, so that the others are computed in the same company, and come out NaN.
+    Every view of a row goes through the backbone beside it, in passes of ``plan.batch_size`` images. Rows that were
+    skipped take part as zeros, so that the others are computed in the same company, and come out NaN.
+
+    Parameters
+    ----------
+    plan, model
+        What to make, and the backbone.
+    rows
+        Decoded samples.
+    views
+        One view for each row, to be encoded instead of all of the plan's: ``(rows, *shape)`` then.
     """
     import torch
 
@@ -35,11 +49,17 @@ def encode(plan: ExtractionPlan, model: FeatureExtractor, rows: Sequence[Row]) -
         images = _images(plan, rows)
         moments = _coords(rows, _time_coords, plan.device) if plan.use_time else None
         places = _coords(rows, _location_coords, plan.device) if plan.use_location else None
+        count = len(plan.views) if views is None else 1
+        if views is not None:
+            images = turned_each(images, views)
+        elif count > 1:
+            images = torch.stack([turned(images, view) for view in plan.views], dim=1).flatten(0, 1)
+            moments, places = (x if x is None else x.repeat_interleave(count, 0) for x in (moments, places))
         kind = plan.device.split(":")[0]
         context = torch.autocast(kind, dtype=torch.bfloat16) if plan.precision == "bf16" else nullcontext()
         try:
             with context:
-                features = model(images, moments, places)
+                features = _in_passes(model, plan.batch_size, images, moments, places)
         except torch.cuda.OutOfMemoryError as error:
             raise SettingError(
                 f"the GPU has too little memory for batches of {plan.batch_size}; run again with "
@@ -49,7 +69,32 @@ def encode(plan: ExtractionPlan, model: FeatureExtractor, rows: Sequence[Row]) -
         named |= {f"level_{i}": level for i, level in enumerate(features.levels)}
         if lacking := [a.name for a in wanted if a.name not in named]:
             raise FeatureError(f"backbone {plan.backbone.name!r} made no {lacking[0]}, only {', '.join(named)}.")
-        return {a.name: _to_numpy(plan, named[a.name], a, rows) for a in wanted}
+        if count > 1:
+            named = {name: values.unflatten(0, (len(rows), count)) for name, values in named.items()}
+        each = wanted if views is None else [replace(a, views=1) for a in wanted]
+        return {a.name: _to_numpy(plan, named[a.name], a, rows) for a in each}
+
+
+def _in_passes(
+    model: FeatureExtractor,
+    size: int,
+    images: torch.Tensor,
+    moments: torch.Tensor | None,
+    places: torch.Tensor | None,
+) -> Features:
+    """Encode at most ``size`` images at once."""
+    import torch
+
+    if len(images) <= size:
+        return model(images, moments, places)
+    parts = [
+        model(images[at], None if moments is None else moments[at], None if places is None else places[at])
+        for at in (slice(start, start + size) for start in range(0, len(images), size))
+    ]
+    return Features(
+        pooled={k: torch.cat([p.pooled[k] for p in parts]) for k in parts[0].pooled},
+        levels=[torch.cat(levels) for levels in zip(*(p.levels for p in parts), strict=True)],
+    )
 
 
 def buffer_dtype(plan: ExtractionPlan, spec: ArraySpec) -> str:
@@ -96,8 +141,10 @@ def _location_coords(sample: Sample) -> tuple[float, float]:
 def _to_numpy(plan: ExtractionPlan, values: torch.Tensor, spec: ArraySpec, rows: Sequence[Row]) -> npt.NDArray[Any]:
     import torch
 
-    if values.shape[1:] != spec.shape:
-        raise FeatureError(f"the backbone made {spec.name} of shape {tuple(values.shape[1:])}, not {spec.shape}.")
+    if values.shape[1:] != spec.stored_shape:
+        raise FeatureError(
+            f"the backbone made {spec.name} of shape {tuple(values.shape[1:])}, not {spec.stored_shape}."
+        )
     dtype = buffer_dtype(plan, spec)
     kind = torch.bfloat16 if spec.encoding == "bfloat16" else torch.float16 if dtype == "float16" else torch.float32
     stored = values.to(kind)

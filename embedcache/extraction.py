@@ -152,8 +152,8 @@ class _Work:
     def __init__(self, plan: ExtractionPlan, group: int, kept: KeptGroup | None) -> None:
         self.group, self.kept = group, kept
         self.rows = rows = plan.spec.group_rows(group)
-        starts = range(rows.start, rows.stop, plan.batch_size)
-        batches = [range(start, min(start + plan.batch_size, rows.stop)) for start in starts]
+        starts = range(rows.start, rows.stop, plan.batch_rows)
+        batches = [range(start, min(start + plan.batch_rows, rows.stop)) for start in starts]
         redo = None if kept is None else {rows.start + row for row in kept.redo}
         self.batches = [b for b in batches if redo is None or redo & set(b)]
 
@@ -216,7 +216,7 @@ class _GroupBuffer:
             self.arrays, self.columns = work.kept.arrays, work.kept.columns
             return
         rows = _length(work.rows)
-        self.arrays = {a.name: np.empty((rows, *a.shape), buffer_dtype(plan, a)) for a in plan.spec.arrays}
+        self.arrays = {a.name: np.empty((rows, *a.stored_shape), buffer_dtype(plan, a)) for a in plan.spec.arrays}
         self.columns = {c.name: _blank(c, rows) for c in plan.spec.columns}
 
     def put(self, rows: range, read: Sequence[tuple[Row, str]], features: Mapping[str, npt.NDArray[Any]]) -> None:

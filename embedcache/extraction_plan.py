@@ -20,6 +20,7 @@ from embedcache.device import choose_device, gflop_per_second
 from embedcache.errors import DatasetError, SettingError
 from embedcache.preprocessing import Preprocessing, plan_preprocessing
 from embedcache.store_layout import What, arrays_of, columns_of, geoemb_attributes
+from embedcache.views import NO_VIEWS, canonical
 from embedcache_stores.chunks import layout_for
 from embedcache_stores.commit_record import check_fingerprint
 from embedcache_stores.errors import NotAStoreError, StoreNotFoundError
@@ -53,6 +54,8 @@ class ExtractOptions:
     """None: pooled vectors for classification, maps for segmentation."""
     limit: int | None = None
     """Take about this many samples, evenly spaced over the dataset, so that splits and classes keep their shares."""
+    views: Sequence[str] = NO_VIEWS
+    """Flips and rotations of each image to encode: names of :data:`embedcache.views.D4`."""
     coords: bool = True
     """Give time and location to backbones that take them, where the dataset has them."""
     tag: str | None = None
@@ -101,6 +104,17 @@ class ExtractionPlan:
         return Path(self.place)
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """Flips and rotations of each image that are encoded, the image as it is first."""
+        return self.spec.views or NO_VIEWS
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows encoded together, with all their views: a power of two that divides a row group."""
+        rows = max(1, self.batch_size // len(self.views))
+        return min(1 << (rows.bit_length() - 1), self.spec.rows_per_group)
+
+    @property
     def rows_done(self) -> int:
         """Rows that are durable already."""
         return min(self.spec.rows, self.groups_done * self.spec.rows_per_group) - len(self.stale)
@@ -125,12 +139,13 @@ class ExtractionPlan:
             "bands": dict(zip(self.preprocessing.bands, self.preprocessing.source_bands, strict=True)),
             "absent_bands": list(self.absent_bands),
             "input_size": size,
+            "views": list(self.views),
             "device": self.device,
             "precision": self.precision,
             "batch_size": self.batch_size,
             "time": self.use_time,
             "location": self.use_location,
-            "tflop": round(self.backbone.gflop(size) * (self.spec.rows - self.rows_done) / 1e3, 2),
+            "tflop": round(self.backbone.gflop(size) * len(self.views) * (self.spec.rows - self.rows_done) / 1e3, 2),
             "recipe": self.spec.recipe,
             "notes": list(self.notes),
         }
@@ -154,15 +169,19 @@ def plan_extraction(
     weights = find_weights(spec, options.weights)
     indices = choose_samples(len(source.sample_ids), options.limit)
     what = options.what or ("maps" if info.task == "segmentation" else "pooled")
-    arrays = arrays_of(spec, what, levels, options.dtype, info.task, input_size)
+    views = canonical(options.views)
+    arrays = arrays_of(spec, what, levels, options.dtype, info.task, input_size, len(views))
     dataset_place = open_place(cache).child(info.name)
     place = dataset_place.child(f"{spec.name}{'@' + options.tag if options.tag else ''}{SUFFIX}")
     there = _existing(place)
     found = None if options.rebuild else there
     device = choose_device(options.device)
     precision = _precision(options.precision, found, device)
-    rows_per_group, rows_per_chunk = layout_for(sum(a.row_bytes for a in arrays), len(indices), local=place.is_local)
-    batch_size = min(_batch_size(options.batch_size, found, device, input_size), rows_per_group)
+    rows_per_group, rows_per_chunk = layout_for(
+        sum(a.row_bytes for a in arrays), len(indices), local=place.is_local, views=len(views)
+    )
+    most = rows_per_group << (len(views) - 1).bit_length()
+    batch_size = min(_batch_size(options.batch_size, found, device, input_size), most)
     use_time = options.coords and spec.uses_coords and info.has_time
     use_location = options.coords and spec.uses_coords and info.has_location
     sample_ids = tuple(source.sample_ids[i] for i in indices)
@@ -186,6 +205,8 @@ def plan_extraction(
         "dtype": options.dtype,
         "precision": precision,
     }
+    if views != NO_VIEWS:
+        provenance["views"] = list(views)
     if options.dtype == "int8":  # one scale spans a row group, so its rows decide the codes
         provenance["int8_rows_per_group"] = rows_per_group
     if found is not None:
@@ -200,6 +221,7 @@ def plan_extraction(
         ),
         provenance=provenance,
         rows_per_group=rows_per_group,
+        views=() if views == NO_VIEWS else views,
         rows_per_chunk=rows_per_chunk,
         compression=_compression(options.compression, found),
         max_saturation=options.max_saturation,
@@ -275,7 +297,7 @@ def seconds_estimated(plan: ExtractionPlan) -> float:
     """Guess how long the missing rows take on this device, from a quick measurement; right within a factor of two."""
     rows = plan.spec.rows - plan.rows_done
     rate = 0.5 * gflop_per_second(plan.device, plan.precision)
-    return rows * plan.backbone.gflop(plan.preprocessing.input_size) / rate
+    return rows * len(plan.views) * plan.backbone.gflop(plan.preprocessing.input_size) / rate
 
 
 def _existing(place: Place) -> StoreManifest | None:

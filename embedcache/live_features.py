@@ -24,7 +24,7 @@ from embedcache.verification import backbone_again, options_again
 from embedcache_stores.feature_store import FeatureStore
 from embedcache_stores.manifest import read_manifest
 from embedcache_stores.place import Location, open_place
-from embedcache_stores.schema import ArraySpec
+from embedcache_stores.schema import IDENTITY, ArraySpec
 
 if TYPE_CHECKING:
     from embedcache_stores.direct import DirectReader
@@ -121,8 +121,8 @@ class LiveEncoder:
         chosen = [a for a in plan.spec.arrays if a.name in arrays]
         if lacking := set(arrays) - {a.name for a in chosen}:
             raise SettingError(f"backbone {plan.backbone.name!r} makes no {min(lacking)!r} under this plan.")
-        wide = tuple(replace(a, dtype="float32", encoding=None) for a in chosen)
-        self.plan = replace(plan, spec=replace(plan.spec, arrays=wide), max_saturation=0.0)
+        wide = tuple(replace(a, dtype="float32", encoding=None, views=1) for a in chosen)
+        self.plan = replace(plan, spec=replace(plan.spec, arrays=wide, views=()), max_saturation=0.0)
         self.encoded = 0
         """Images encoded so far, each as often as it was."""
         self._given = extractor
@@ -138,10 +138,12 @@ class LiveEncoder:
         model.module.to(plan.device)
         return model
 
-    def encode(self, read: Sequence[Row]) -> Arrays:
-        """Encode decoded samples; those that could not be read come out NaN."""
-        step = self.plan.batch_size
-        parts = [encode(self.plan, self._model, read[i : i + step]) for i in range(0, len(read), step)]
+    def encode(self, read: Sequence[Row], views: Sequence[str] | None = None) -> Arrays:
+        """Encode decoded samples, each in its view (None: as it is); those that could not be read come out NaN."""
+        step, turned = self.plan.batch_size, views or [IDENTITY] * len(read)
+        parts = [
+            encode(self.plan, self._model, read[i : i + step], turned[i : i + step]) for i in range(0, len(read), step)
+        ]
         self.encoded += len(read)
         return {a.name: np.concatenate([p[a.name] for p in parts]) for a in self.plan.spec.arrays}
 
@@ -160,13 +162,13 @@ class LiveEncoder:
                 return error
             raise
 
-    def take(self, name: str, rows: Rows) -> npt.NDArray[np.float32]:
-        """Return one array of rows; all arrays of a batch are encoded once, each is handed out once."""
-        key = rows.tobytes()
+    def take(self, name: str, rows: Rows, views: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return one array of rows, each in its view; all arrays of a batch are encoded once, each handed out once."""
+        key = rows.tobytes() + " ".join(views).encode()
         with self._lock:
             ready = self._ready.get(key)
             if ready is None or name not in ready:
-                ready = self._ready[key] = self.encode([self.read(row) for row in rows.tolist()])
+                ready = self._ready[key] = self.encode([self.read(row) for row in rows.tolist()], views)
                 while len(self._ready) > _READY:
                     self._ready.popitem(last=False)
             values = ready.pop(name)
@@ -179,11 +181,11 @@ class ValuesStore(FeatureStore):
     """A committed store of which some arrays come from a function, as float32, and the rest from the disk."""
 
     def __init__(
-        self, location: Location, arrays: Sequence[str], values: Callable[[str, Rows], npt.NDArray[Any]]
+        self, location: Location, arrays: Sequence[str], values: Callable[[str, Rows, list[str]], npt.NDArray[Any]]
     ) -> None:
-        """Open the store; ``values(name, rows)`` returns ``(len(rows), *shape)``."""
+        """Open the store; ``values(name, rows, views)``, a view a row, returns ``(len(rows), *shape)``."""
         super().__init__(location)
-        self._readers = {name: _Reader(name, values) for name in arrays}
+        self._readers = {name: _Reader(name, self.views, values) for name in arrays}
 
     def spec(self, name: str) -> ArraySpec:
         """Return what is known of one array, as it is read here."""
@@ -198,16 +200,19 @@ class ValuesStore(FeatureStore):
 
 
 class _Reads(Protocol):
-    def read_into(self, rows: Rows, out: npt.NDArray[Any]) -> None: ...
+    def read_into(self, rows: Rows, out: npt.NDArray[Any], views: Rows | None = None) -> None: ...
 
 
 class _Reader(_Reads):
-    def __init__(self, name: str, values: Callable[[str, Rows], npt.NDArray[Any]]) -> None:
-        self._name, self._values = name, values
+    def __init__(
+        self, name: str, views: Sequence[str], values: Callable[[str, Rows, list[str]], npt.NDArray[Any]]
+    ) -> None:
+        self._name, self._views, self._values = name, views, values
 
-    def read_into(self, rows: Rows, out: npt.NDArray[Any]) -> None:
+    def read_into(self, rows: Rows, out: npt.NDArray[Any], views: Rows | None = None) -> None:
         if len(rows):
-            out[:] = self._values(self._name, rows)
+            places = [0] * len(rows) if views is None else views.tolist()
+            out[:] = self._values(self._name, rows, [self._views[place] for place in places])
 
 
 def stream(

@@ -68,14 +68,17 @@ class RoundingBound:
             bound += scale.reshape(*scale.shape, *(1 for _ in size.shape[2:])) / 2
         return np.asarray(bound)
 
-    def moved(self, store: FeatureStore, seed: int) -> Callable[[str, npt.NDArray[np.int64]], npt.NDArray[Any]]:
-        """Return a reader of the store's values with other rounding errors, always the same of one row and seed."""
+    def moved(
+        self, store: FeatureStore, seed: int
+    ) -> Callable[[str, npt.NDArray[np.int64], list[str]], npt.NDArray[Any]]:
+        """Return a reader of the values with other rounding errors, always the same of one row, view and seed."""
 
-        def read(name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-            values = store.read(name, rows).astype(np.float64)
+        def read(name: str, rows: npt.NDArray[np.int64], views: list[str]) -> npt.NDArray[Any]:
+            places = np.array([store.views.index(view) for view in views], dtype=np.int64)
+            values = store.read(name, rows, places).astype(np.float64)
             bound = self.of(store, name, rows, values, _TYPICAL)
-            for i, row in enumerate(rows.tolist()):
-                rng = np.random.default_rng([seed, row, *name.encode()])
+            for i, (row, view) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
+                rng = np.random.default_rng([seed, row * len(store.views) + view, *name.encode()])
                 values[i] += rng.uniform(-1, 1, values[i].shape) * bound[i]
             return values.astype(np.float32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -16,9 +17,9 @@ What = Literal["pooled", "maps", "both"]
 
 
 def arrays_of(
-    spec: BackboneSpec, what: What, levels: Sequence[Any], dtype: str, task: str, input_size: int
+    spec: BackboneSpec, what: What, levels: Sequence[Any], dtype: str, task: str, input_size: int, views: int = 1
 ) -> tuple[ArraySpec, ...]:
-    """Return the large arrays: pooled vectors, feature maps, masks."""
+    """Return the large arrays: pooled vectors, feature maps, masks (which have no views: readers turn them)."""
     on_disk, encoding = DTYPES[dtype]
     arrays: list[ArraySpec] = []
     if what in {"pooled", "both"}:
@@ -35,6 +36,7 @@ def arrays_of(
         ]
     if what in {"maps", "both"}:
         arrays += level_arrays(levels, on_disk, encoding)
+    arrays = [replace(a, views=views) for a in arrays]
     if task == "segmentation":
         arrays.append(
             ArraySpec(

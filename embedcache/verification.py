@@ -34,7 +34,7 @@ class Recomputed:
     rows: int
     row_numbers: list[int]
     deviation: dict[str, float]
-    """Per array: largest difference to a stored value, in units of its row's largest magnitude."""
+    """Per array: largest difference to a stored value of any view, in units of its row's largest magnitude."""
     bound: float
 
     @property
@@ -140,6 +140,7 @@ def options_again(found: StoreManifest, weights: str | None, device: str = "auto
         precision=made["precision"],
         dtype=made["dtype"],
         what=what,
+        views=found.views,
         coords=bool(made["backbone"]["time"] or made["backbone"]["location"]),
         tag=found.name.partition("@")[2] or None,
         skip_bad=True,
@@ -169,9 +170,9 @@ def recompute(plan: ExtractionPlan, count: int, seed: int = 0, extractor: Featur
     chosen = np.sort(np.random.default_rng(seed).permutation(usable)[:count])
     batches: dict[range, list[int]] = {}
     for row in chosen.tolist():
-        start = row - (row - plan.spec.group_rows(row // plan.spec.rows_per_group).start) % plan.batch_size
+        start = row - (row - plan.spec.group_rows(row // plan.spec.rows_per_group).start) % plan.batch_rows
         end = plan.spec.group_rows(row // plan.spec.rows_per_group).stop
-        batches.setdefault(range(start, min(start + plan.batch_size, end)), []).append(row)
+        batches.setdefault(range(start, min(start + plan.batch_rows, end)), []).append(row)
     # Compared before rounding to int8 or bfloat16: the bound says what rounding may do.
     wide = replace(
         plan,
@@ -184,9 +185,11 @@ def recompute(plan: ExtractionPlan, count: int, seed: int = 0, extractor: Featur
     for batch, rows in batches.items():
         features = encode(wide, model, [_read(plan, row) for row in batch])
         at = [row - batch.start for row in rows]
-        for name, values in features.items():
-            stored = store.read(name, np.array(rows)).astype(np.float64).reshape(len(rows), -1)
-            live = values[at].astype(np.float64).reshape(len(rows), -1)
+        count = len(plan.views)
+        for name, values in features.items():  # a row and view is compared by itself
+            every = store.read(name, np.repeat(rows, count), np.tile(np.arange(count), len(rows)))
+            stored = every.astype(np.float64).reshape(len(rows) * count, -1)
+            live = values[at].astype(np.float64).reshape(len(rows) * count, -1)
             most = np.maximum(np.abs(stored).max(axis=1), np.finfo(np.float32).tiny)
             deviation[name] = max(deviation[name], float((np.abs(live - stored).max(axis=1) / most).max()))
     bound = STORAGE_BOUND[str(plan.spec.provenance["dtype"])] + ARITHMETIC_BOUND[plan.precision]

@@ -105,6 +105,10 @@ def extract(
     split_by: SplitBy = None,
     dataset_args: DatasetArgs = None,
     limit: Annotated[int | None, typer.Option(help="Take this many samples, evenly spaced over the dataset.")] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(help="Flips and rotations to encode too: d4 (all eight), or a list such as hflip,rot90."),
+    ] = None,
     coords: Annotated[bool, typer.Option(help="Give time and location to backbones that take them.")] = True,
     tag: Annotated[str | None, typer.Option(help="Name the store BACKBONE@TAG, to keep variants apart.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that decode images.")] = 2,
@@ -120,6 +124,7 @@ def extract(
     from embedcache.backbones._registry import find_all
     from embedcache.datasets._registry import open_dataset
     from embedcache.extraction_plan import ExtractOptions, plan_extraction
+    from embedcache.views import NO_VIEWS, parse_views
 
     opened = open_options(bands, units.value if units else None, partition, window, stride, split_by, dataset_args)
     source = open_dataset(dataset, data_root, opened)
@@ -134,6 +139,7 @@ def extract(
         max_saturation=max_saturation,
         what=what.value if what else None,
         limit=limit,
+        views=parse_views(views) if views else NO_VIEWS,
         coords=coords,
         tag=tag,
         skip_bad=skip_bad,
@@ -164,6 +170,8 @@ def show_plan(plan: ExtractionPlan) -> None:
     say(f"  rows       {facts['rows']} ({facts['rows_done']} done), in groups of {facts['rows_per_group']}")
     compressed = "" if facts["compression"] == "none" else f", compressed with {facts['compression']}"
     say(f"  arrays     {', '.join(f'{k} {v}' for k, v in facts['arrays'].items())}, {facts['dtype']}{compressed}")
+    if len(facts["views"]) > 1:
+        say(f"  views      {', '.join(facts['views'])}")
     say(f"  bytes      {human_bytes(facts['bytes'])}")
     say(f"  bands      {bands}")
     if facts["absent_bands"]:

@@ -26,7 +26,7 @@ def ls(cache: Cache = "cache", json: Json = False) -> None:
         (
             f["dataset"],
             f["features"] + (" (random weights)" if f["random_weights"] else ""),
-            f["rows"],
+            f["rows"] if len(f["views"]) == 1 else f"{f['rows']} x {len(f['views'])} views",
             human_bytes(f["bytes"]),
             ", ".join(f["arrays"]),
             f["state"] if f["state"] == "complete" else f"partial ({f['groups_done']}/{f['groups']} groups)",
@@ -117,6 +117,7 @@ def _facts(m: Any) -> dict[str, Any]:
         "rows": m.rows,
         "bytes": m.nbytes,
         "arrays": {a.name: [*a.shape] for a in m.arrays},
+        "views": [*m.views],
         "state": m.state,
         "groups_done": m.groups_done,
         "groups": m.groups,

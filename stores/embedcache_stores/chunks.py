@@ -21,7 +21,7 @@ from embedcache_stores.schema import SAMPLE_DIM, STRING, ArraySpec, StoreSpec, r
 METADATA = "zarr.json"
 CRC_BYTES = 4
 _COLUMN_CHUNK = 65536
-_SHARD_BYTES, _SHARD_CHUNK_BYTES = 128 << 20, 16 << 20
+_GROUP_BYTES, _SHARD_BYTES, _SHARD_CHUNK_BYTES = 32 << 20, 128 << 20, 16 << 20
 _ZARR: Any = {"write_empty_chunks": True}
 """zarr leaves out chunks that hold the fill value only (a mask of background, say); we want every chunk on disk, so
 that one that is missing is known to be lost."""
@@ -29,9 +29,9 @@ that one that is missing is known to be lost."""
 Parts = tuple[Any, ...]
 
 
-def chunk_key(group: int, ndim: int) -> str:
-    """File of a row group in its array's folder: ``c.3.0.0.0``."""
-    return ".".join(["c", str(group), *("0" for _ in range(ndim - 1))])
+def chunk_key(group: int, spec: ArraySpec) -> str:
+    """File of a row group (or of a chunk of a column) in its array's folder: ``c.3.0.0.0``."""
+    return ".".join(["c", str(group), *("0" for _ in spec.stored_shape)])
 
 
 def crc32c(*parts: Any) -> bytes:
@@ -53,14 +53,15 @@ class ArrayFiles:
         sharded = store.chunk_rows < store.rows_per_group
         self._array = zarr.create_array(
             MemoryStore(self._memory),
-            shape=(store.rows, *spec.shape),
-            chunks=(store.chunk_rows, *spec.shape),
-            shards=(store.rows_per_group, *spec.shape) if sharded else None,
+            shape=(store.rows, *spec.stored_shape),
+            # A chunk of a shard holds one view, so that reading one costs no other.
+            chunks=(store.chunk_rows, *((1, *spec.shape) if sharded and spec.views > 1 else spec.stored_shape)),
+            shards=(store.rows_per_group, *spec.stored_shape) if sharded else None,
             dtype=spec.dtype,
             serializer=BytesCodec(endian="little"),
             compressors=[*_compressors(store.compression, spec.dtype), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},  # one flat folder per array
-            dimension_names=(SAMPLE_DIM, *spec.dims),
+            dimension_names=(SAMPLE_DIM, *spec.stored_dims),
             attributes=_attributes(spec),
             fill_value=0,
             config=_ZARR,
@@ -68,8 +69,8 @@ class ArrayFiles:
         self.metadata: bytes = self._memory[METADATA].to_bytes()
 
     def of_group(self, group: int, data: npt.NDArray[Any]) -> tuple[str, Parts]:
-        """Return the key and the bytes, in parts, of a row group's file; ``data`` is as on disk, ``(rows, *shape)``."""
-        key = chunk_key(group, 1 + len(self.spec.shape))
+        """Return the key and the bytes, in parts, of a row group's file; ``data`` is as on disk."""
+        key = chunk_key(group, self.spec)
         if self._plain:
             data = np.ascontiguousarray(data, dtype=np.dtype(self.spec.dtype).newbyteorder("<"))
             short = self._rows_per_group - len(data)  # zarr stores whole chunks, the last one filled up
@@ -81,12 +82,15 @@ class ArrayFiles:
         return key, (self._memory.pop(key).to_bytes(),)
 
 
-def layout_for(row_bytes: int, rows: int, *, local: bool) -> tuple[int, int | None]:
-    """Rows per row group and per chunk: on a disk a group is one chunk, in a bucket a shard of several chunks."""
+def layout_for(row_bytes: int, rows: int, *, local: bool, views: int = 1) -> tuple[int, int | None]:
+    """Rows per row group and per chunk: on a disk a group is one chunk, in a bucket a shard of several chunks.
+
+    A group of rows with views may be up to four times as large, so that it still holds enough rows for a batch.
+    """
     if local:
-        return rows_per_group_for(row_bytes, rows), None
+        return rows_per_group_for(row_bytes, rows, target_bytes=min(views, 4) * _GROUP_BYTES), None
     group = rows_per_group_for(row_bytes, rows, target_bytes=_SHARD_BYTES, most=8192)
-    return group, min(group, rows_per_group_for(row_bytes, rows, target_bytes=_SHARD_CHUNK_BYTES))
+    return group, min(group, rows_per_group_for(row_bytes // views, rows, target_bytes=_SHARD_CHUNK_BYTES))
 
 
 def column_files(spec: ArraySpec, values: npt.NDArray[Any], leading: str = SAMPLE_DIM) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from embedcache_stores.schema import (
     COORDINATES,
     SCHEMA_VERSION,
     STRING,
+    VIEW_DIM,
     ArraySpec,
     Json,
     StoreSpec,
@@ -24,6 +25,7 @@ from embedcache_stores.schema import (
 )
 
 SAMPLE_ID = ArraySpec(name="sample_id", dtype=STRING, attrs={"long_name": "stable id of the sample"})
+VIEW = ArraySpec(name=VIEW_DIM, dtype=STRING, attrs={"long_name": "flip or rotation of the image before encoding"})
 _DIGEST = re.compile("[0-9a-f]{32,}")
 
 
@@ -71,6 +73,7 @@ def header_of(spec: StoreSpec, digest: str) -> Json:
         "provenance": dict(spec.provenance),
         "environment": dict(spec.environment),
         "rows": spec.rows,
+        **({"views": list(spec.views)} if spec.views else {}),
         **layout_of(spec, digest),
         "attrs": dict(spec.attrs),
     }

@@ -80,7 +80,7 @@ def _spec(source: FeatureStore, place: Place, compression: Compression) -> Store
     row_bytes = sum(a.row_bytes for a in m.arrays)
     group, chunk = m.rows_per_group, None
     if not place.is_local:
-        group, chunk = layout_for(row_bytes, m.rows, local=False)
+        group, chunk = layout_for(row_bytes, m.rows, local=False, views=len(m.views))
         if any(a.encoding == "int8" for a in m.arrays):
             group, chunk = m.rows_per_group, min(chunk or m.rows_per_group, m.rows_per_group)
     return StoreSpec(
@@ -88,6 +88,7 @@ def _spec(source: FeatureStore, place: Place, compression: Compression) -> Store
         arrays=m.arrays,
         columns=m.columns,
         provenance=m.provenance,
+        views=m.views if len(m.views) > 1 else (),
         rows_per_group=group,
         rows_per_chunk=chunk,
         compression=compression,
@@ -99,8 +100,7 @@ def _spec(source: FeatureStore, place: Place, compression: Compression) -> Store
 
 
 def _encoded(source: FeatureStore, spec: ArraySpec, rows: slice, group: int) -> Encoded:
-    raw = np.empty((rows.stop - rows.start, *spec.shape), dtype=spec.dtype)
-    source.read_stored_into(spec.name, np.arange(rows.start, rows.stop), raw)
+    raw = source.read_whole(spec.name, rows)
     scale = source.scales(spec.name)[group] if spec.encoding == "int8" else None
     cut = bool(source.manifest.saturated.get(spec.name))
     saturated = int((np.abs(raw) == FLOAT16_MOST).sum()) if cut and spec.dtype == "float16" else 0

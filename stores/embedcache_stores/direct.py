@@ -60,7 +60,9 @@ class DirectReader:
         self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
 
     def chunk(self, group: int) -> npt.NDArray[Any]:
-        """Map one row group, read-only, ``(rows_per_group, *shape)``; rows beyond the store's last are zeros.
+        """Map one row group, read-only, ``(rows_per_group * views, *shape)``: a row's views follow each other.
+
+        Rows beyond the store's last are zeros.
 
         Raises
         ------
@@ -74,7 +76,9 @@ class DirectReader:
                 self._maps.popitem(last=False)
         return found
 
-    def read_into(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
+    def read_into(
+        self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any], views: npt.NDArray[np.int64] | None = None
+    ) -> None:
         """Copy rows, in the order asked, into ``out``.
 
         Parameters
@@ -83,18 +87,22 @@ class DirectReader:
             ``(n,)`` int64, each in ``0..rows-1`` (the caller has checked); may repeat.
         out
             ``(n, *shape)`` in the dtype on disk; a slice of channels of a wider buffer will do.
+        views
+            ``(n,)`` place of the view to copy of each row; None is the first of all. No other view is touched.
         """
         if not len(rows):
             return
-        groups, inside = np.divmod(rows, self.rows_per_group)
-        if self._contiguous(rows):
+        places = rows * self.spec.views + (0 if views is None else views)
+        per_group = self.rows_per_group * self.spec.views
+        groups, inside = np.divmod(places, per_group)
+        if self._contiguous(places):
             at = 0
             for group in range(int(groups[0]), int(groups[-1]) + 1):
                 first = int(inside[at])
-                count = min(self.rows_per_group - first, len(rows) - at)
+                count = min(per_group - first, len(rows) - at)
                 np.copyto(out[at : at + count], self.chunk(group)[first : first + count])
                 at += count
-        elif self.spec.row_bytes < _SMALL_ROW:
+        elif self.spec.row_bytes // self.spec.views < _SMALL_ROW:
             for group in np.unique(groups):
                 here = np.flatnonzero(groups == group)
                 out[here] = self.chunk(int(group))[inside[here]]
@@ -107,7 +115,7 @@ class DirectReader:
         return int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
 
     def _map(self, group: int) -> npt.NDArray[Any]:
-        path = self.folder / chunk_key(group, 1 + len(self.spec.shape))
+        path = self.folder / chunk_key(group, self.spec)
         first = group * self.rows_per_group
         rows = f"rows {first}..{min(first + self.rows_per_group, self.rows) - 1} of {self.spec.name!r}"
         need = self.rows_per_group * self.spec.row_bytes
@@ -121,7 +129,7 @@ class DirectReader:
             size = os.fstat(descriptor).st_size
             if size != need + CRC_BYTES:
                 raise DamagedStoreError(str(path), rows, f"has {size} bytes instead of {need + CRC_BYTES}")
-            shape = (self.rows_per_group, *self.spec.shape)
+            shape = (self.rows_per_group * self.spec.views, *self.spec.shape)
             if need == 0:
                 return np.empty(shape, self.dtype)
             mapped = mmap.mmap(descriptor, size, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)

@@ -4,9 +4,9 @@
     The upper half of a float32, kept as ``uint16`` because Zarr and numpy know no bfloat16. Same range as float32,
     three significant digits.
 ``int8``
-    ``round(value / scale)`` in -127..127. One float32 scale per channel and row group, the channel's largest
-    magnitude there divided by 127, so nothing ever saturates and no pass over the data comes first. -128 stands for
-    NaN, the features of skipped rows.
+    ``round(value / scale)`` in -127..127. One float32 scale per channel and row group (of all views), the channel's
+    largest magnitude there divided by 127, so nothing ever saturates and no pass over the data comes first. -128 stands
+    for NaN, the features of skipped rows.
 
 Measured errors: ``docs/benchmarks/dtypes.md``.
 """
@@ -62,7 +62,7 @@ def encode(values: npt.NDArray[Any] | Encoded, spec: ArraySpec) -> Encoded:
     if spec.encoding == "int8":
         if values.dtype != np.float32:
             raise ValueError(f"array {spec.name!r} must have dtype float32 to be stored as int8, got {values.dtype}")
-        return _to_int8(values)
+        return _to_int8(values, values.ndim - len(spec.shape))
     if values.dtype == np.dtype(spec.dtype):
         return Encoded(values)
     if values.dtype != np.float32:
@@ -84,7 +84,7 @@ def decode(data: npt.NDArray[Any], spec: ArraySpec, scale: npt.NDArray[np.float3
     Parameters
     ----------
     data
-        ``(rows, *shape)`` as on disk.
+        As on disk: ``(rows, *shape)`` of one view, or ``(rows, view, *shape)``.
     scale
         For int8: ``(rows, channel)``, or ``(channel,)`` where the rows share a row group.
     """
@@ -93,6 +93,8 @@ def decode(data: npt.NDArray[Any], spec: ArraySpec, scale: npt.NDArray[np.float3
     if spec.encoding == "int8":
         if scale is None:
             raise ValueError(f"array {spec.name!r} is stored as int8 and needs its scale")
+        if data.ndim > 1 + len(spec.shape):  # a channel's scale is that of all its views
+            scale = scale[..., None, :]
         wide = scale.reshape(*scale.shape, *(1 for _ in spec.shape[1:]))
         out: npt.NDArray[Any] = data.astype(np.float32) * wide
         out[data == _INT8_NAN] = np.nan
@@ -119,13 +121,14 @@ def _to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
-def _to_int8(values: npt.NDArray[np.float32]) -> Encoded:
-    others = tuple(i for i in range(values.ndim) if i != 1)
+def _to_int8(values: npt.NDArray[np.float32], channel: int) -> Encoded:
+    """Encode a row group; ``channel`` is the axis of channels."""
+    others = tuple(i for i in range(values.ndim) if i != channel)
     with np.errstate(invalid="ignore"):
         most = np.fmax.reduce(np.abs(values), axis=others, initial=0.0)
     scale = (most / np.float32(127)).astype(np.float32)
     scale[scale == 0] = 1.0  # a channel of zeros, or too small for a float32 scale
-    wide = scale.reshape(1, -1, *(1 for _ in values.shape[2:]))
+    wide = scale.reshape(-1, *(1 for _ in values.shape[channel + 1 :]))
     lost = np.isnan(values)
     codes = np.clip(np.rint(np.where(lost, 0, values) / wide), -127, 127).astype(np.int8)
     codes[lost] = _INT8_NAN

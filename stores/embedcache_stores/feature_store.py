@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +19,22 @@ from embedcache_stores.encodings import decode
 from embedcache_stores.errors import DamagedStoreError, StoreChangedError, StoreNotFoundError
 from embedcache_stores.manifest import COMMIT_FILE, SUFFIX, StoreManifest, find_stores, read_manifest
 from embedcache_stores.place import Location, Place, open_place
-from embedcache_stores.schema import ArraySpec, LevelSpec
+from embedcache_stores.schema import IDENTITY, VIEW_DIM, ArraySpec, LevelSpec
 
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
 
+ViewChoice: TypeAlias = "str | npt.NDArray[np.integer[Any]]"
+"""A view's name, or the place of each row's own among the views of the store."""
+
 
 class FeatureStore:
     """Read-only view of one committed store; opening it reads one small file.
 
-    Arrays are ``(sample, channel)`` for pooled vectors and ``(sample, channel, y, x)`` for levels. Encoded arrays
-    (bfloat16, int8) are decoded to float32 by every method but :meth:`array` and :meth:`direct`. The same store opens
-    without embedcache: ``xr.open_zarr(path)``.
+    Arrays are ``(sample, channel)`` for pooled vectors and ``(sample, channel, y, x)`` for levels: of the image as it
+    is, or of the augmented view that is asked for. Encoded arrays (bfloat16, int8) are decoded to float32 by every
+    method but :meth:`array` and :meth:`direct`. The same store opens without embedcache: ``xr.open_zarr(path)``.
     """
 
     def __init__(self, location: Location, *, check: bool = True) -> None:
@@ -82,6 +85,11 @@ class FeatureStore:
         """Feature maps in the store, finest first."""
         return self.manifest.levels
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Augmented views of each sample; ``("identity",)`` where there is only the image as it is."""
+        return self.manifest.views
+
     def spec(self, name: str) -> ArraySpec:
         """Return what is known of one array or column.
 
@@ -91,7 +99,7 @@ class FeatureStore:
             If the store has no such array; the message lists those it has.
         """
         specs = {a.name: a for a in (*self.manifest.columns, *self.manifest.arrays)}
-        if name == "sample_id":
+        if name == "sample_id" or (name == VIEW_DIM and len(self.views) > 1):
             return ArraySpec(name=name, dtype="string")
         if name not in specs:
             raise StoreNotFoundError(
@@ -140,11 +148,22 @@ class FeatureStore:
         """Split of each row, ``(sample,)``: ``train``, ``val``, ``test``, or ``skipped`` for unreadable images."""
         return self.column("split")
 
-    def read(self, name: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
+    def read(self, name: str, rows: npt.NDArray[np.integer[Any]], view: ViewChoice = IDENTITY) -> npt.NDArray[Any]:
         """Read chosen rows of one array or column, in the order asked: ``(len(rows), *shape)``, decoded.
+
+        Parameters
+        ----------
+        name
+            Of the array.
+        rows
+            ``(n,)``, in any order; may repeat.
+        view
+            The name of an augmented view, or ``(n,)`` places in :attr:`views`, one a row. No other view is copied.
 
         Raises
         ------
+        StoreNotFoundError
+            If the store has no such array, or the array no such view.
         StoreChangedError
             If the store was written anew since it was opened, and the rows were not read before.
         IndexError
@@ -155,27 +174,51 @@ class FeatureStore:
         spec = self.spec(name)
         rows = self._checked(rows)
         if name not in {a.name for a in self.manifest.arrays}:
+            self._places(spec, len(rows), view)
             return self.column(name)[rows]
         out = np.empty((len(rows), *spec.shape), dtype=np.dtype(spec.dtype))
-        self.read_stored_into(name, rows, out)
+        self.read_stored_into(name, rows, out, view)
         return decode(out, spec, self.scale(name, rows))
 
-    def read_stored_into(self, name: str, rows: npt.NDArray[np.integer[Any]], out: npt.NDArray[Any]) -> None:
+    def read_stored_into(
+        self,
+        name: str,
+        rows: npt.NDArray[np.integer[Any]],
+        out: npt.NDArray[Any],
+        view: ViewChoice = IDENTITY,
+    ) -> None:
         """Copy chosen rows as they lie on disk into a buffer ``(len(rows), *shape)``; see :meth:`read`."""
-        rows = self._checked(rows)
+        rows, spec = self._checked(rows), self.spec(name)
+        views = self._places(spec, len(rows), view)
         reader = self.direct(name)
         if reader is not None:
-            reader.read_into(rows, out)
+            reader.read_into(rows, out, views)
             return
         array = self.array(name)
         step = self.manifest.rows_per_chunk
         groups = rows // step
         for group in np.unique(groups):
             here = np.flatnonzero(groups == group)
-            with self._damage_named(name, int(group) * step // self.manifest.rows_per_group):
-                block = np.asarray(array[int(group) * step : min((int(group) + 1) * step, self.rows)])
+            first, end = int(group) * step, min((int(group) + 1) * step, self.rows)
+            wanted = np.unique(views[here])
+            with self._damage_named(name, first // self.manifest.rows_per_group):
+                if spec.views == 1:
+                    block = np.asarray(array[first:end])[:, None]
+                elif len(wanted) == 1:
+                    block = np.asarray(array[first:end, int(wanted[0])])[:, None]
+                else:  # one visit for all: a compressed chunk holds every view
+                    block = np.asarray(array[first:end])[:, wanted]
             self._still()
-            out[here] = block[rows[here] - int(group) * step]
+            out[here] = block[rows[here] - first, np.searchsorted(wanted, views[here])]
+
+    def read_whole(self, name: str, rows: slice) -> npt.NDArray[Any]:
+        """Read rows of a large array as they lie on disk, with all views: ``(rows, *stored_shape)``."""
+        spec = self.spec(name)
+        count = rows.stop - rows.start
+        out = np.empty((count * spec.views, *spec.shape), dtype=np.dtype(spec.dtype))
+        every = np.repeat(np.arange(rows.start, rows.stop), spec.views)
+        self.read_stored_into(name, every, out, np.tile(np.arange(spec.views), count))
+        return out.reshape(count, *spec.stored_shape)
 
     def scale(self, name: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32] | None:
         """Scales of rows of an int8 array, ``(len(rows), channel)``; None for other arrays."""
@@ -195,11 +238,18 @@ class FeatureStore:
         """Return the scales of an int8 array as Zarr; nothing is read yet."""
         return self._zarr(self.spec(name).scale_name)
 
-    def to_dask(self, name: str) -> da.Array:
-        """Return one array as a lazy Dask array with one chunk per row group, decoded; nothing is read."""
+    def to_dask(self, name: str, view: str | None = IDENTITY) -> da.Array:
+        """Return one array as a lazy Dask array with one chunk per row group, decoded; nothing is read.
+
+        Of the augmented views it is the one named; None keeps all, ``(sample, view, ...)``.
+        """
         from embedcache_stores.lazy import to_dask
 
-        return to_dask(self, name)
+        lazy, spec = to_dask(self, name), self.spec(name)
+        if view is None:
+            return lazy
+        place = int(self._places(spec, 1, view)[0])
+        return lazy[:, place] if spec.views > 1 else lazy
 
     def to_xarray(self) -> xr.Dataset:
         """Return the whole store as a lazy ``xarray.Dataset``, as ``xr.open_zarr`` does, encoded arrays decoded."""
@@ -232,6 +282,23 @@ class FeatureStore:
             raise IndexError(f"rows must be in 0..{self.rows - 1}, got {given.min()}..{given.max()}")
         return given.astype(np.int64, copy=False)
 
+    def _places(self, spec: ArraySpec, count: int, view: ViewChoice) -> npt.NDArray[np.int64]:
+        """Return the place of the wanted view of each of ``count`` rows."""
+        has = self.views[: spec.views]
+        if isinstance(view, str):
+            if view not in has:
+                raise StoreNotFoundError(
+                    f"{spec.name} of store {self.name!r} has no view {view!r}; it has {', '.join(has)} ('embedcache "
+                    "extract --views' stores them)."
+                )
+            return np.full(count, has.index(view), dtype=np.int64)
+        places = np.asarray(view, dtype=np.int64)
+        if places.shape != (count,):
+            raise IndexError(f"views must be one a row, ({count},), got {places.shape}")
+        if count and (int(places.min()) < 0 or int(places.max()) >= len(has)):
+            raise IndexError(f"views must be in 0..{len(has) - 1}, got {places.min()}..{places.max()}")
+        return places
+
     def _zarr(self, stored_name: str) -> zarr.Array[Any]:
         if stored_name not in self._arrays:
             store, path = self.place.zarr_store()
@@ -247,7 +314,7 @@ class FeatureStore:
     def _damage_named(self, name: str, group: int | None) -> Iterator[None]:
         """Say which file and rows are damaged where zarr says only that something is."""
         spec = self.spec(name)
-        key = spec.stored_name if group is None else f"{spec.stored_name}/{chunk_key(group, 1 + len(spec.shape))}"
+        key = spec.stored_name if group is None else f"{spec.stored_name}/{chunk_key(group, spec)}"
         where = self.place.child(key).url
         if group is not None and not self.place.exists(key):  # zarr takes it for a chunk of zeros
             raise DamagedStoreError(where, f"of {name!r}", "is lost")

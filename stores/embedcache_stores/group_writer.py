@@ -47,8 +47,8 @@ class GroupWriter:
         group
             Index of the row group.
         arrays
-            Every large array by name, each ``(rows of the group, *shape)``, in the dtype on disk, or float32 where
-            that is to be encoded, or encoded already.
+            Every large array by name, each ``(rows of the group, *stored_shape)``, in the dtype on disk, or float32
+            where that is to be encoded, or encoded already.
         columns
             Every column by name, each ``(rows of the group, *shape)``.
 
@@ -109,7 +109,7 @@ def _check(given: Mapping[str, npt.NDArray[Any]], specs: Iterable[ArraySpec], ro
         raise ValueError(f"expected arrays {sorted(expected)}, got {sorted(given)}")
     for name, values in given.items():
         spec = expected[name]
-        shape = (rows.stop - rows.start, *spec.shape)
+        shape = (rows.stop - rows.start, *spec.stored_shape)
         if values.shape != shape:
             raise ValueError(f"array {name!r} must have shape {shape}, got {values.shape}")
         encodable = values.dtype == np.float32 and (spec.encoding is not None or spec.dtype == "float16")

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def to_dask(store: FeatureStore, name: str) -> da.Array:
-    """Return one array with one chunk per row group (per chunk, where row groups are shards), decoded."""
+    """Return one array, all views, with one chunk per row group (per chunk, where they are shards), decoded."""
     spec, array = store.spec(name), store.array(name)
     key = f"{store.manifest.fingerprint[:16]}-{name}"
-    lazy: da.Array = da.from_array(array, chunks=(store.manifest.rows_per_chunk, *array.shape[1:]), name=key)
+    lazy: da.Array = da.from_array(array, chunks=array.chunks, name=key)
     if spec.encoding is None:
         return lazy
     if spec.encoding == "bfloat16":

@@ -15,7 +15,15 @@ from typing import Any, Literal
 
 from embedcache_stores.errors import IncompleteStoreError, NotAStoreError, StoreNotFoundError
 from embedcache_stores.place import Location, Place, open_place
-from embedcache_stores.schema import READABLE_VERSIONS, SCHEMA_VERSION, ArraySpec, Compression, Json, LevelSpec
+from embedcache_stores.schema import (
+    IDENTITY,
+    READABLE_VERSIONS,
+    SCHEMA_VERSION,
+    ArraySpec,
+    Compression,
+    Json,
+    LevelSpec,
+)
 
 COMMIT_FILE = "zarr.json"
 PROGRESS_LOG = "progress.jsonl"
@@ -47,6 +55,8 @@ class StoreManifest:
     ids_digest: str
     arrays: tuple[ArraySpec, ...]
     columns: tuple[ArraySpec, ...]
+    views: tuple[str, ...]
+    """Names of the augmented views in the order of their axis; ``("identity",)`` where there is no such axis."""
     attrs: Mapping[str, Any]
     max_abs: Mapping[str, float]
     """Largest magnitude of each array; empty while partial."""
@@ -269,6 +279,7 @@ def _manifest(
             ids_digest=recorded["ids_digest"],
             arrays=tuple(ArraySpec.from_json(a) for a in recorded["arrays"]),
             columns=tuple(ArraySpec.from_json(a) for a in recorded["columns"]),
+            views=tuple(recorded.get("views") or (IDENTITY,)),
             attrs=recorded["attrs"],
             max_abs=recorded.get("max_abs", {}),
             saturated=recorded.get("saturated", {}),

@@ -6,8 +6,6 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
 from embedcache_stores.chunks import chunk_key
 from embedcache_stores.durable import explained_writes
 from embedcache_stores.encodings import decode, max_abs
@@ -105,9 +103,8 @@ def _rebuilt(store: FeatureStore, without: set[int]) -> tuple[Json, dict[int, Js
             "crc32c": {},
         }
         for spec in store.manifest.arrays:
-            raw = np.empty((rows.stop - rows.start, *spec.shape), dtype=spec.dtype)
-            store.read_stored_into(spec.name, np.arange(rows.start, rows.stop), raw)
-            key = f"{spec.stored_name}/{chunk_key(group, 1 + len(spec.shape))}"
+            raw = store.read_whole(spec.name, rows)
+            key = f"{spec.stored_name}/{chunk_key(group, spec)}"
             record["crc32c"][spec.name] = file_checksum(store.place, key, plain=store.manifest.plain)
             scale = store.scales(spec.name)[group] if spec.encoding == "int8" else None
             record["max_abs"][spec.name] = max_abs(decode(raw, spec, scale))

@@ -16,7 +16,11 @@ READABLE_VERSIONS: Final = (1, 2)
 """1 knew neither encodings, compression, shards nor content hashes; all it holds is read as it was."""
 SAMPLE_DIM: Final = "sample"
 STRING: Final = "string"
-COORDINATES: Final = ("sample_id", "split", "lat", "lon", "time")
+VIEW_DIM: Final = "view"
+"""Axis after ``sample`` of arrays with augmented views, and name of the small array that names them."""
+IDENTITY: Final = "identity"
+"""Name of the view of the image as it is; always the first, and the only one of a store without views."""
+COORDINATES: Final = ("sample_id", "split", "lat", "lon", "time", VIEW_DIM)
 """Columns that ``xr.open_zarr`` shows as coordinates, where a store has them."""
 
 CONTENT: Final = "content_hash"
@@ -73,6 +77,19 @@ class ArraySpec:
     encoding: Encoding | None = None
     """How floats lie in an integer ``dtype``: see :mod:`embedcache_stores.encodings`."""
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    views: int = 1
+    """Augmented views of each sample; more than one make an axis ``view`` after ``sample``, which ``dims`` and
+    ``shape``, those of one view, leave out."""
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape on disk of one sample's part: ``shape``, under the axis of views where there is one."""
+        return (self.views, *self.shape) if self.views > 1 else self.shape
+
+    @property
+    def stored_dims(self) -> tuple[str, ...]:
+        """Names of the axes of :attr:`stored_shape`."""
+        return (VIEW_DIM, *self.dims) if self.views > 1 else self.dims
 
     @property
     def stored_name(self) -> str:
@@ -91,9 +108,9 @@ class ArraySpec:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one sample's part, uncompressed (strings count as 32)."""
+        """Bytes of one sample's part with all its views, uncompressed (strings count as 32)."""
         item = 32 if self.dtype == STRING else np.dtype(self.dtype).itemsize
-        return item * int(np.prod(self.shape, dtype=np.int64))
+        return item * int(np.prod(self.stored_shape, dtype=np.int64))
 
     def to_json(self) -> Json:
         """Plain JSON form, the inverse of :meth:`from_json`."""
@@ -104,6 +121,7 @@ class ArraySpec:
             "dtype": self.dtype,
             "encoding": self.encoding,
             "attrs": dict(self.attrs),
+            **({"views": self.views} if self.views > 1 else {}),
         }
 
     @classmethod
@@ -116,6 +134,7 @@ class ArraySpec:
             dtype=data["dtype"],
             encoding=data.get("encoding"),
             attrs=data["attrs"],
+            views=int(data.get("views", 1)),
         )
 
 
@@ -132,6 +151,8 @@ class StoreSpec:
     provenance: Mapping[str, Any]
     """All that decides the bytes; its hash is the fingerprint."""
     rows_per_group: int
+    views: tuple[str, ...] = ()
+    """Names of the augmented views in the order of their axis, ``identity`` first; empty where there is no axis."""
     rows_per_chunk: int | None = None
     """Fewer than ``rows_per_group`` makes each row group one shard of several chunks, for object stores."""
     compression: Compression = "none"
@@ -157,6 +178,11 @@ class StoreSpec:
         names += [a.scale_name for a in self.arrays if a.encoding == "int8"]
         if len(set(names)) != len(names):
             raise ValueError(f"array names must be unique, got {sorted(names)}")
+        wrong = [a.name for a in self.arrays if a.views not in {1, len(self.views)}]
+        if wrong or len(self.views) == 1 or self.views[:1] not in {(), (IDENTITY,)}:
+            raise ValueError(f"views must be none, or several that begin with {IDENTITY!r}, got {self.views} ({wrong})")
+        if len(set(self.views)) != len(self.views):
+            raise ValueError(f"views must be unique, got {self.views}")
         if len(set(self.sample_ids)) != len(self.sample_ids):
             twice = next(i for i, n in Counter(self.sample_ids).items() if n > 1)
             raise ValueError(f"sample ids must be unique, {twice!r} comes twice")

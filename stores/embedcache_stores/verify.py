@@ -17,7 +17,7 @@ from embedcache_stores.errors import DamagedStoreError, NotAStoreError, StoreErr
 from embedcache_stores.feature_store import FeatureStore
 from embedcache_stores.manifest import COMMIT_FILE, GROUPS_FILE, read_groups
 from embedcache_stores.place import Location, Place, open_place
-from embedcache_stores.schema import CONTENT, SKIPPED, ArraySpec, fingerprint, ids_digest
+from embedcache_stores.schema import CONTENT, SKIPPED, VIEW_DIM, ArraySpec, fingerprint, ids_digest
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _faults_of_metadata(store: FeatureStore) -> Iterator[Fault]:
     root = json.loads(store.place.read(COMMIT_FILE))
     consolidated = root.get("consolidated_metadata", {}).get("metadata", {})
     expected: dict[str, tuple[tuple[int, ...], str]] = {
-        a.stored_name: ((manifest.rows, *a.shape), a.dtype) for a in (*manifest.arrays, *manifest.columns)
+        a.stored_name: ((manifest.rows, *a.stored_shape), a.dtype) for a in (*manifest.arrays, *manifest.columns)
     }
     for name, (shape, dtype) in expected.items():
         key = f"{name}/{METADATA}"
@@ -134,7 +134,8 @@ def _faults_of_metadata(store: FeatureStore) -> Iterator[Fault]:
 
 def _columns(store: FeatureStore, found: Verification) -> dict[str, npt.NDArray[Any]]:
     out = {}
-    for name in ("sample_id", *(c.name for c in store.manifest.columns)):
+    views = (VIEW_DIM,) if len(store.views) > 1 else ()
+    for name in ("sample_id", *views, *(c.name for c in store.manifest.columns)):
         try:
             out[name] = store.column(name)
         except (DamagedStoreError, KeyError) as error:
@@ -147,15 +148,17 @@ def _columns(store: FeatureStore, found: Verification) -> dict[str, npt.NDArray[
 
 def _every_chunk_is_there(store: FeatureStore, name: str) -> bool:
     array = store.array(name)
-    chunks = -(-store.rows // array.chunks[0])
+    chunks = -(-array.shape[0] // array.chunks[0])
     names = set(store.place.files(name))
-    return all(chunk_key(i, array.ndim) in names for i in range(chunks))
+    return all(chunk_key(i, store.spec(name)) in names for i in range(chunks))
 
 
 def _faults_of_identity(store: FeatureStore, columns: Mapping[str, npt.NDArray[Any]]) -> Iterator[Fault]:
     manifest = store.manifest
     if "sample_id" in columns and ids_digest(columns["sample_id"].tolist()) != manifest.ids_digest:
         yield Fault("sample_id", "the sample ids are not those that the store was made of", "sample_id")
+    if VIEW_DIM in columns and tuple(columns[VIEW_DIM].tolist()) != manifest.views:
+        yield Fault(VIEW_DIM, f"the names of the views are not those recorded, {', '.join(manifest.views)}", VIEW_DIM)
     if fingerprint(manifest.provenance) != manifest.recipe:
         yield Fault(COMMIT_FILE, "the provenance was changed: it does not give the recorded hash")
     content = columns.get(CONTENT)
@@ -182,12 +185,11 @@ def _check_group(
 ) -> Iterator[Fault]:
     rows = store.manifest.group_rows(group)
     shown = (rows.start, rows.stop - 1)
-    key = f"{spec.stored_name}/{chunk_key(group, 1 + len(spec.shape))}"
+    key = f"{spec.stored_name}/{chunk_key(group, spec)}"
     found.files += 1
     found.nbytes += store.place.size(key) or 0
-    raw = np.empty((shown[1] - shown[0] + 1, *spec.shape), dtype=spec.dtype)
     try:
-        store.read_stored_into(spec.name, np.arange(rows.start, rows.stop), raw)
+        raw = store.read_whole(spec.name, rows)
         scale = None if spec.encoding != "int8" else store.scales(spec.name)[group]
     except (StoreError, KeyError) as error:
         yield Fault(key, getattr(error, "problem", str(error)), spec.name, shown, group)

@@ -16,6 +16,7 @@ import zarr
 from embedcache_stores.chunks import METADATA, chunk_key, column_files
 from embedcache_stores.commit_record import (
     SAMPLE_ID,
+    VIEW,
     check_fingerprint,
     header_of,
     layout_found,
@@ -39,7 +40,7 @@ from embedcache_stores.manifest import (
 )
 from embedcache_stores.ownership import acquire, refuse_foreign
 from embedcache_stores.place import LOCK_FILE, PARTIAL, Location, Place, open_place
-from embedcache_stores.schema import CONTENT, ArraySpec, Json, StoreSpec, ids_digest
+from embedcache_stores.schema import CONTENT, VIEW_DIM, ArraySpec, Json, StoreSpec, ids_digest
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class KeptGroup:
     redo: tuple[int, ...]
     """The rows that are not, counted within the group."""
     arrays: dict[str, npt.NDArray[Any]]
-    """Every large array as on disk, ``(rows of the group, *shape)``; writable copies."""
+    """Every large array as on disk, ``(rows of the group, *stored_shape)``; writable copies."""
     columns: dict[str, npt.NDArray[Any]]
 
 
@@ -148,7 +149,7 @@ class FeatureWriter:
         group = int(record["group"])
         with explained_writes(self.place.url):
             for a in self.spec.arrays:
-                key = f"{a.stored_name}/{chunk_key(group, 1 + len(a.shape))}"
+                key = f"{a.stored_name}/{chunk_key(group, a)}"
                 if not self.place.exists(key):
                     raise StoreError(f"row group {group} cannot be recorded: {self.place.child(key).url!r} is missing.")
             self._append(record)
@@ -169,6 +170,8 @@ class FeatureWriter:
         columns = {c.name: self._column(c) for c in self.spec.columns}
         small = {"sample_id": column_files(SAMPLE_ID, np.array(self.spec.sample_ids, dtype=object))}
         small |= {c.name: column_files(c, columns[c.name]) for c in self.spec.columns}
+        if self.spec.views:
+            small[VIEW.name] = column_files(VIEW, np.array(self.spec.views, dtype=object), VIEW_DIM)
         for a in self.spec.arrays:
             if a.encoding == "int8":
                 scales = [self._records[g]["scales"][a.name] for g in range(self.spec.groups)]
