@@ -15,11 +15,11 @@ from embedcache.encoding import Row, encode
 from embedcache.errors import EmbedcacheError, SampleError, SettingError
 from embedcache.extraction_plan import RECIPE, ExtractionPlan, ExtractOptions, plan_extraction
 from embedcache.store_layout import What
-from embedcache_stores.errors import FingerprintMismatchError
+from embedcache_stores.errors import FingerprintMismatchError, SampleIdMismatchError
 from embedcache_stores.feature_store import FeatureStore
 from embedcache_stores.manifest import StoreManifest, read_manifest
 from embedcache_stores.place import Location, open_place
-from embedcache_stores.schema import SKIPPED
+from embedcache_stores.schema import SKIPPED, ids_digest
 
 STORAGE_BOUND: Final = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 1.6e-2}
 """Largest deviation that rounding to a dtype may cause, of a row's largest magnitude."""
@@ -86,6 +86,8 @@ def plan_again(location: Location, source: SampleSource, weights: str | None, de
         If the weights came from a file and are not given.
     FingerprintMismatchError
         If the dataset, weights or options are not those that the store was made from.
+    SampleIdMismatchError
+        If the samples are others.
     """
     place = open_place(location)
     found = read_manifest(place)
@@ -93,7 +95,7 @@ def plan_again(location: Location, source: SampleSource, weights: str | None, de
     cache = open_place(place.url.rpartition("/")[0].rpartition("/")[0] or ".")
     options = replace(options_again(found, weights, device), limit=limit)
     try:
-        return plan_extraction(source, backbone_again(found), cache, options)
+        plan = plan_extraction(source, backbone_again(found), cache, options)
     except FingerprintMismatchError as error:
         fields = ", ".join(name for name, _, _ in error.differences[:6])
         raise FingerprintMismatchError(
@@ -101,6 +103,12 @@ def plan_again(location: Location, source: SampleSource, weights: str | None, de
             "Nothing was encoded again.",
             error.differences,
         ) from error
+    if ids_digest(plan.spec.sample_ids) != found.ids_digest:  # another dataset, of which the cache may hold a store too
+        raise SampleIdMismatchError(
+            f"store {place.url!r} was not made from {source.info.name!r}: it holds {found.rows} samples of "
+            f"{found.dataset!r}, and these are {len(source.sample_ids)} others. Nothing was encoded again."
+        )
+    return plan
 
 
 def backbone_again(found: StoreManifest) -> str:

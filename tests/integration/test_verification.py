@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from embedcache.errors import SettingError
 from embedcache.extraction import extract
 from embedcache.extraction_plan import ExtractionPlan, ExtractOptions, plan_extraction
 from embedcache.verification import ARITHMETIC_BOUND, STORAGE_BOUND, plan_again, provenance_notes, recompute
-from embedcache_stores import FeatureStore, FingerprintMismatchError
+from embedcache_stores import FeatureStore, FingerprintMismatchError, SampleIdMismatchError
 from embedcache_stores.manifest import read_manifest
 
 Hiera = Callable[..., Any]
@@ -77,6 +78,19 @@ def test_other_images_are_refused_before_anything_is_encoded(chips: Path, tmp_pa
     (chips / "water" / "water_1.png").rename(chips / "forest" / "water_1.png")
     with pytest.raises(FingerprintMismatchError, match=r"dataset\.ids.*dataset\.labels"):
         plan_again(path, open_dataset(f"folder:{chips}"), None, "cpu")
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_another_dataset_s_images_are_refused(chips: Path, tmp_path: Path, hiera: Hiera, stored: bool) -> None:
+    path = extract(plan(chips, tmp_path / "c"), extractor=hiera())
+    other = Path(shutil.copytree(chips, tmp_path / "other"))
+    (other / "water" / "water_1.png").unlink()
+    if stored:  # a store of the same backbone, options and cache: just not the one that was asked about
+        extract(plan(other, tmp_path / "c"), extractor=hiera())
+    with pytest.raises(
+        SampleIdMismatchError, match=r"chips/sam2_hiera_tiny.*was not made from 'other'.*are \d+ others"
+    ):
+        plan_again(path, open_dataset(f"folder:{other}"), None, "cpu")
 
 
 def test_weights_of_a_file_must_be_given(chips: Path, tmp_path: Path, hiera: Hiera) -> None:
