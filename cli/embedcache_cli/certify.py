@@ -13,9 +13,6 @@ from embedcache_cli.options import (
     DatasetArgs,
     Device,
     Json,
-    SplitBy,
-    Stride,
-    Window,
     open_options,
 )
 
@@ -39,9 +36,6 @@ def certify(
     bands: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
-    window: Window = None,
-    stride: Stride = None,
-    split_by: SplitBy = None,
     dataset_args: DatasetArgs = None,
     weights: Annotated[
         list[str] | None,
@@ -79,7 +73,7 @@ def certify(
         raise SettingError("'certify' needs the images: name them with --images, as for 'extract'.")
     where = choose_device(device)
     view = open_ensemble(cache, dataset_name(dataset), features)
-    options = open_options(bands, units, partition, window, stride, split_by, dataset_args)
+    options = open_options(bands, units, partition, dataset_args)
     source = open_dataset(reference, data_root, options)
     given = weights_by_store(weights, [s.name for s in view.stores])
     plans = [plan_again(s.place, source, given.get(s.name), where) for s in view.stores]

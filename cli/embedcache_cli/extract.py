@@ -16,9 +16,6 @@ from embedcache_cli.options import (
     DatasetArgs,
     Device,
     Json,
-    SplitBy,
-    Stride,
-    Window,
     open_options,
 )
 
@@ -100,9 +97,6 @@ def extract(
         typer.Option(help="Scale of the pixels: dn (reflectance x 10000), reflectance, uint8, unit (picture 0-1)."),
     ] = None,
     partition: Annotated[str | None, typer.Option(help="GEO-Bench partition, e.g. 0.10x_train.")] = None,
-    window: Window = None,
-    stride: Stride = None,
-    split_by: SplitBy = None,
     dataset_args: DatasetArgs = None,
     limit: Annotated[int | None, typer.Option(help="Take this many samples, evenly spaced over the dataset.")] = None,
     views: Annotated[
@@ -126,7 +120,7 @@ def extract(
     from embedcache.extraction_plan import ExtractOptions, plan_extraction
     from embedcache.views import NO_VIEWS, parse_views
 
-    opened = open_options(bands, units.value if units else None, partition, window, stride, split_by, dataset_args)
+    opened = open_options(bands, units.value if units else None, partition, dataset_args)
     source = open_dataset(dataset, data_root, opened)
     options = ExtractOptions(
         weights=weights,

@@ -31,22 +31,12 @@ Dataset = Annotated[
         "--dataset", help="KIND:PATH ('embedcache datasets'), a table's path, or a folder's name under --data-root."
     ),
 ]
-Window = Annotated[
-    int | None, typer.Option("--window", help="Scenes: side in px of the windows they are cut into.  [default: 224]")
-]
-Stride = Annotated[
-    int | None, typer.Option("--stride", help="Scenes: px from window to window; below --window they overlap.")
-]
-SplitBy = Annotated[
-    str | None,
-    typer.Option("--split-by", help="Scenes without splits: scene (whole ones) or window.  [default: scene]"),
-]
 DatasetArgs = Annotated[
     list[str] | None,
     typer.Option(
         "--dataset-arg",
         metavar="KEY=VALUE",
-        help="Of a table: a column's role, as path=file_name; of a class: an argument; repeat.",
+        help="Of a table: the column of a role, as path=file_name; repeat.",
     ),
 ]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where named datasets lie.")]
@@ -62,9 +52,6 @@ def open_options(
     bands: str | None,
     units: str | None,
     partition: str | None,
-    window: int | None = None,
-    stride: int | None = None,
-    split_by: str | None = None,
     dataset_args: list[str] | None = None,
 ) -> OpenOptions:
     """Bundle the options of datasets.
@@ -79,16 +66,12 @@ def open_options(
     from embedcache.datasets._spec import OpenOptions, Units
     from embedcache.errors import SettingError
 
-    for name, value, known in (("units", units, get_args(Units)), ("split-by", split_by, ("scene", "window"))):
-        if value is not None and value not in known:
-            raise SettingError(f"--{name} must be one of {', '.join(known)}, got {value!r}.")
+    if units is not None and units not in get_args(Units):
+        raise SettingError(f"--units must be one of {', '.join(get_args(Units))}, got {units!r}.")
     return OpenOptions(
         bands=bands,
         units=cast("Units | None", units),
         partition=partition,
-        window=window,
-        stride=stride,
-        split_by=cast("Any", split_by),
         arguments=_arguments(dataset_args or []),
     )
 
@@ -103,7 +86,7 @@ def _arguments(given: list[str]) -> dict[str, Any]:
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise SettingError(f"--dataset-arg {text!r}: write KEY=VALUE, as in root=data/eurosat.")
+            raise SettingError(f"--dataset-arg {text!r}: write KEY=VALUE, as in path=file_name.")
         if key in out:
             raise SettingError(f"--dataset-arg {key} was given twice.")
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedcache_cli.console import print_json, say, table, tell
-from embedcache_cli.options import DataRoot, DatasetArgs, Device, Json, SplitBy, Stride, Window, open_options
+from embedcache_cli.options import DataRoot, DatasetArgs, Device, Json, open_options
 
 if TYPE_CHECKING:
     from embedcache.datasets._spec import OpenOptions, SampleSource
@@ -60,9 +60,6 @@ def predict(
     bands: Annotated[str | None, typer.Option(help="Of images: as for 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="Of images: as for 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="Of images: as for 'extract'.")] = None,
-    window: Window = None,
-    stride: Stride = None,
-    split_by: SplitBy = None,
     dataset_args: DatasetArgs = None,
     weights: Annotated[
         list[str] | None,
@@ -93,7 +90,7 @@ def predict(
             "--split all, or on the stores."
         )
     place = cache or made.cache
-    options = open_options(bands, units, partition, window, stride, split_by, dataset_args)
+    options = open_options(bands, units, partition, dataset_args)
     lost: list[SampleError] = []
     if images:
         source: SampleSource | None = (pictures := _open(images, data_root, options))

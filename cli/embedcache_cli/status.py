@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from embedcache_cli.console import print_json, say
-from embedcache_cli.options import Cache, DataRoot, Dataset, DatasetArgs, Json, SplitBy, Stride, Window, open_options
+from embedcache_cli.options import Cache, DataRoot, Dataset, DatasetArgs, Json, open_options
 
 _SHOWN = 20
 
@@ -19,9 +19,6 @@ def status(
     bands: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="As given to 'extract'.")] = None,
-    window: Window = None,
-    stride: Stride = None,
-    split_by: SplitBy = None,
     dataset_args: DatasetArgs = None,
     every: Annotated[bool, typer.Option("--all", help="List every stale row, not only the first few.")] = False,
     json: Json = False,
@@ -36,7 +33,7 @@ def status(
     from embedcache_stores.manifest import find_stores
     from embedcache_stores.place import open_place
 
-    options = open_options(bands, units, partition, window, stride, split_by, dataset_args)
+    options = open_options(bands, units, partition, dataset_args)
     source = open_dataset(dataset, data_root, options)
     name = source.info.name
     stores = [m for m in find_stores(cache) if m.dataset == name]

@@ -14,9 +14,6 @@ from embedcache_cli.options import (
     DatasetArgs,
     Device,
     Json,
-    SplitBy,
-    Stride,
-    Window,
     open_options,
 )
 
@@ -36,9 +33,6 @@ def tune_store(
     bands: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
-    window: Window = None,
-    stride: Stride = None,
-    split_by: SplitBy = None,
     dataset_args: DatasetArgs = None,
     tag: Annotated[str, typer.Option(help="The pilot is kept as BACKBONE@TAG.")] = "tune",
     rebuild: Annotated[
@@ -72,7 +66,7 @@ def tune_store(
 
     if what is not None and what not in get_args(What):
         raise SettingError(f"--what must be one of {', '.join(get_args(What))}, got {what!r}.")
-    opened = open_options(bands, units, partition, window, stride, split_by, dataset_args)
+    opened = open_options(bands, units, partition, dataset_args)
     source = open_dataset(dataset, data_root, opened)
     options = ExtractOptions(
         weights=weights,

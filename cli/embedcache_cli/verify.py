@@ -13,9 +13,6 @@ from embedcache_cli.options import (
     DatasetArgs,
     Device,
     Json,
-    SplitBy,
-    Stride,
-    Window,
     open_options,
 )
 
@@ -42,9 +39,6 @@ def verify(
     bands: Annotated[str | None, typer.Option(help="For --recompute: as given to 'extract'.")] = None,
     units: Annotated[str | None, typer.Option(help="For --recompute: as given to 'extract'.")] = None,
     partition: Annotated[str | None, typer.Option(help="For --recompute: as given to 'extract'.")] = None,
-    window: Window = None,
-    stride: Stride = None,
-    split_by: SplitBy = None,
     dataset_args: DatasetArgs = None,
     weights: Annotated[
         str | None, typer.Option(help="For --recompute: the weights, where they came from a file.")
@@ -64,7 +58,7 @@ def verify(
         from embedcache.errors import SettingError
 
         raise SettingError("--recompute needs the images: name them with --dataset, as for 'extract'.")
-    options = open_options(bands, units, partition, window, stride, split_by, dataset_args)
+    options = open_options(bands, units, partition, dataset_args)
     results: list[dict[str, Any]] = []
     for place in places:
         facts = _verify_one(place, repair=repair)

@@ -113,14 +113,8 @@ class OpenOptions:
     units: Units | None = None
     partition: str | None = None
     """GEO-Bench partition, e.g. ``0.10x_train``; default ``default``."""
-    window: int | None = None
-    """Side in px of the windows that scenes are cut into; default 224."""
-    stride: int | None = None
-    """Pixels from one window to the next; default ``window``, so that they do not overlap."""
-    split_by: Literal["scene", "window"] | None = None
-    """What goes into one split as a whole where no splits are given; default ``scene``."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of an imported class; columns of a table by role."""
+    """Columns of a table by role."""
 
     def refuse(self, kind: str, *names: str) -> None:
         """Refuse options that do not concern a kind of dataset.
@@ -132,10 +126,7 @@ class OpenOptions:
         """
         owner = {
             "partition": "is for GEO-Bench datasets",
-            "window": "is for scenes:PATH, and for imported datasets that are queried by place",
-            "stride": "is for scenes:PATH, and for imported datasets that are queried by place",
-            "split_by": "is for scenes:PATH",
-            "arguments": "is for tables and for imported classes",
+            "arguments": "is for tables",
         }
         for name in names:
             if getattr(self, name) not in (None, {}):

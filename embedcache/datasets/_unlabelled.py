@@ -25,7 +25,7 @@ class UnlabelledSource(FolderSource):
         DatasetError
             If there is none.
         """
-        options.refuse("plain images have none", "partition", "window", "stride", "split_by", "arguments")
+        options.refuse("plain images have none", "partition", "arguments")
         if not path.exists():
             raise DatasetError(f"images {str(path)!r} do not exist.")
         root = path if path.is_dir() else path.parent

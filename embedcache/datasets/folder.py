@@ -41,7 +41,6 @@ class FolderSource:
 
     def __init__(self, path: Path, options: OpenOptions) -> None:
         options.refuse("a folder takes its splits from folders or the CSV", "partition")
-        options.refuse("a folder's images are read whole", "window", "stride", "split_by")
         if not path.exists():
             raise DatasetError(f"dataset {str(path)!r} does not exist.")
         table = _listed(path, options)

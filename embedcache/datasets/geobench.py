@@ -36,7 +36,7 @@ class GeoBenchSource:
     """An open GEO-Bench v1 dataset; see :class:`embedcache.datasets._spec.SampleSource`."""
 
     def __init__(self, path: Path, options: OpenOptions) -> None:
-        options.refuse("GEO-Bench has partitions", "window", "stride", "split_by", "arguments")
+        options.refuse("GEO-Bench has partitions", "arguments")
         choice = options.bands or "corrected"
         if choice not in {"corrected", "as-published"}:
             raise SettingError(

@@ -214,8 +214,6 @@ def test_a_table_is_opened_by_its_path_and_read_pixel_for_pixel(tmp_path: Path, 
     for i, image in enumerate(pixels.values()):
         np.testing.assert_array_equal(source.read(i, ["RED", "GREEN", "BLUE"]).image, image.transpose(2, 0, 1))
     assert source.files(1) == (folder / "deep/1.png",)
-    with pytest.raises(EmbedcacheError, match=r"--window is for scenes:PATH.*read whole"):
-        open_dataset(str(folder / "t.parquet"), options=OpenOptions(window=8))
     with pytest.raises(EmbedcacheError, match="--dataset-arg is for tables"):
         open_dataset(f"folder:{folder}", options=OpenOptions(arguments={"path": "x"}))
     (folder / "notes.txt").touch()
