@@ -9,17 +9,19 @@ All derive from :class:`embedcache_stores.errors.EmbedcacheError`; the tree for 
     ├── WeightsError      (ValueError)  weights that cannot be had, read, or do not fit the backbone
     ├── DatasetError      (ValueError)  a dataset's folder, table or labels are not what they should be
     ├── SampleError       (ValueError)  one image is unreadable, truncated or holds NaN; carries ``sample_id``
+    ├── AuditError        (ValueError)  images are not what their units, bands and the backbone call for; ``findings``
     └── FeatureError      (ValueError)  features that are not finite, or overflow the stored dtype
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from embedcache_stores.errors import EmbedcacheError
 
 __all__ = [
+    "AuditError",
     "BandError",
     "DatasetError",
     "EmbedcacheError",
@@ -70,6 +72,20 @@ class SampleError(EmbedcacheError, ValueError):
         )
         self.sample_id = sample_id
         self.reason = reason
+
+
+class AuditError(EmbedcacheError, ValueError):
+    """Images are not what their units, their bands' names and the backbone call for.
+
+    Attributes
+    ----------
+    findings : Sequence
+        The :class:`embedcache.audit.record.Finding` that are errors.
+    """
+
+    def __init__(self, message: str, findings: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.findings = tuple(findings)
 
 
 class FeatureError(EmbedcacheError, ValueError):

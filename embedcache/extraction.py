@@ -72,12 +72,16 @@ def extract(
         An image is unusable and ``skip_bad`` is off.
     FeatureError
         Features are not finite, or do not fit the stored dtype.
+    AuditError
+        The input audit found errors, and they were not accepted.
     StoreWriteError
         The disk refused. What was durable stays.
     """
     if plan.complete:
         plan.contents.save()
         return plan.place
+    if plan.audit is not None:
+        plan.audit.refuse(f"{plan.source.info.name!r} for {plan.backbone.name!r}")
     if plan.replace:
         discard(plan.place)
     elif plan.stale:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from embedcache.audit.auditing import ATTRIBUTE, audit_images, recorded_audit
+from embedcache.audit.record import Audit
 from embedcache.backbones._registry import get_backbone, identity_of
 from embedcache.backbones._spec import BackboneSpec
 from embedcache.backbones._weights import Weights, find_weights
@@ -64,6 +66,8 @@ class ExtractOptions:
     rebuild: bool = False
     workers: int = 2
     """Threads that decode images."""
+    accept_audit: bool = False
+    """Go on although the input audit found errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,8 @@ class ExtractionPlan:
     """Whether a store at ``path`` is removed first; nothing is removed while planning."""
     workers: int
     max_saturation: float
+    audit: Audit | None
+    """Of the images; of a complete store, what it keeps."""
     notes: tuple[str, ...]
 
     @property
@@ -147,6 +153,7 @@ class ExtractionPlan:
             "location": self.use_location,
             "tflop": round(self.backbone.gflop(size) * len(self.views) * (self.spec.rows - self.rows_done) / 1e3, 2),
             "recipe": self.spec.recipe,
+            "audit": self.audit.to_json() if self.audit else None,
             "notes": list(self.notes),
         }
 
@@ -213,6 +220,10 @@ def plan_extraction(
         check_fingerprint(place, found.provenance, provenance)
     contents = ContentIndex(dataset_place)
     stale = stale_rows(recorded_contents(found), source, indices, contents) if found else ()
+    kept = recorded_audit(found)
+    complete = found is not None and found.state == "complete" and not stale
+    accepted = options.accept_audit or (kept is not None and kept.accepted)
+    audit = kept if complete else audit_images(source, indices, preprocessing, absent, accepted=accepted)
     store = StoreSpec(
         sample_ids=sample_ids,
         arrays=arrays,
@@ -241,6 +252,7 @@ def plan_extraction(
                 **({"reference": spec.reference} if spec.reference else {}),
             },
             "dataset_notes": list(info.notes),
+            **({ATTRIBUTE: audit.to_json()} if audit else {}),
         },
         group_attrs=geoemb_attributes(spec, weights, info.name, arrays, options.dtype, input_size),
     )
@@ -256,7 +268,7 @@ def plan_extraction(
         absent_bands=tuple(absent),
         spec=store,
         groups_done=found.groups_done if found else 0,
-        complete=found is not None and found.state == "complete" and not stale,
+        complete=complete,
         stale=stale,
         contents=contents,
         device=device,
@@ -268,6 +280,7 @@ def plan_extraction(
         replace=options.rebuild and there is not None and found is None,
         workers=max(1, options.workers),
         max_saturation=options.max_saturation,
+        audit=audit,
         notes=tuple(
             _notes(spec, info.notes, found, store.environment, use_location or use_time, options.compression, stale)
         ),
