@@ -80,8 +80,7 @@ def extract(
     if plan.complete:
         plan.contents.save()
         return plan.place
-    if plan.audit is not None:
-        plan.audit.refuse(f"{plan.source.info.name!r} for {plan.backbone.name!r}")
+    plan.refuse()
     if plan.replace:
         discard(plan.place)
     elif plan.stale:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from embedcache.audit.auditing import ATTRIBUTE, audit_images, recorded_audit
-from embedcache.audit.record import Audit
+from embedcache.audit.auditing import audit_images
+from embedcache.audit.record import ATTRIBUTE, Audit, recorded_audit
 from embedcache.backbones._registry import get_backbone, identity_of
 from embedcache.backbones._spec import BackboneSpec
 from embedcache.backbones._weights import Weights, find_weights
@@ -124,6 +124,17 @@ class ExtractionPlan:
     def rows_done(self) -> int:
         """Rows that are durable already."""
         return min(self.spec.rows, self.groups_done * self.spec.rows_per_group) - len(self.stale)
+
+    def refuse(self) -> None:
+        """Raise if something is to be encoded, and the audit found errors that were not accepted.
+
+        Raises
+        ------
+        AuditError
+            See :meth:`embedcache.audit.record.Audit.refuse`.
+        """
+        if self.audit is not None and not self.complete:
+            self.audit.refuse(f"{self.source.info.name!r} for {self.backbone.name!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Facts for ``extract --plan --json``."""

@@ -78,6 +78,7 @@ def plan_like(
         for what in ("time", "location")
         if made["backbone"][what] and not now["backbone"][what]
     ]
+    notes += [f"input audit: {f.message}" for f in plan.audit.findings if f.check != "missing"] if plan.audit else []
     return replace(
         plan,
         use_time=plan.use_time and bool(made["backbone"]["time"]),

@@ -20,6 +20,7 @@ from embedcache_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from embedcache.audit.record import Audit
     from embedcache.extraction_plan import ExtractionPlan
 
 
@@ -107,6 +108,9 @@ def extract(
     tag: Annotated[str | None, typer.Option(help="Name the store BACKBONE@TAG, to keep variants apart.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that decode images.")] = 2,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record unusable images and go on.")] = False,
+    accept_audit: Annotated[
+        bool, typer.Option("--accept-audit", help="Go on although the input audit finds errors; it is recorded.")
+    ] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Replace a store that is in the way.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be done, and do nothing.")] = False,
     json: Json = False,
@@ -137,6 +141,7 @@ def extract(
         coords=coords,
         tag=tag,
         skip_bad=skip_bad,
+        accept_audit=accept_audit,
         rebuild=rebuild,
         workers=workers,
     )
@@ -147,6 +152,9 @@ def extract(
         else:
             for p in plans:
                 show_plan(p)
+    for p in plans:  # all of them, before the first one runs
+        p.refuse()
+    if plan:
         return
     done = [run_plan(p) for p in plans]
     if json:
@@ -179,6 +187,19 @@ def show_plan(plan: ExtractionPlan) -> None:
         say(f"  work       {facts['tflop']} TFLOP, about {human_seconds(seconds_estimated(plan))} here (a rough guess)")
     for note in facts["notes"]:
         say(f"  note       {note}")
+    if plan.audit is not None:
+        show_audit(plan.audit)
+
+
+def show_audit(audit: Audit) -> None:
+    """Print what was found in the images, for a person."""
+    say(f"  audit      {audit.summary()}")
+    for name, s in audit.bands.items():
+        if s.model_mean is not None:
+            given = f"the backbone gets {s.model_mean:.2f} +- {s.model_std:.2f}"
+            say(f"    {name:16} {s.p1:g} ... {s.median:g} ... {s.p99:g}; {given}")
+    for finding in audit.findings:
+        say(f"  {finding.severity:10} {finding.message}")
 
 
 def run_plan(plan: ExtractionPlan) -> dict[str, Any]:
@@ -193,6 +214,9 @@ def run_plan(plan: ExtractionPlan) -> dict[str, Any]:
         return {**facts, "seconds": 0.0, "new_rows": 0, "skipped": 0}
     for note in facts["notes"]:
         tell(f"{name}: note: {note}")
+    for finding in plan.audit.findings if plan.audit else ():
+        if finding.check != "missing":
+            tell(f"{name}: audit {finding.severity}: {finding.message}")
     if facts["absent_bands"]:
         tell(f"{name}: the data lack {', '.join(facts['absent_bands'])}; the backbone runs without")
     if plan.rows_done:

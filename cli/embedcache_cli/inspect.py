@@ -42,6 +42,7 @@ def info(
     json: Json = False,
 ) -> None:
     """Show everything recorded about one store: contents, provenance, environment, skipped images."""
+    from embedcache.audit.record import recorded_audit
     from embedcache_cli.stores import find_named
     from embedcache_stores.manifest import peek_manifest
 
@@ -59,7 +60,12 @@ def info(
         print_json(facts)
         return
     say(f"{path}  [{facts['state']}]")
-    _tree({k: v for k, v in facts.items() if k not in {"state", "skipped"}})
+    kept = {k: v for k, v in facts["attributes"].items() if k != "audit"}
+    _tree({k: v for k, v in facts.items() if k not in {"state", "skipped"}} | {"attributes": kept})
+    if audit := recorded_audit(manifest):
+        say(f"  audit: {audit.summary()}")
+        for finding in audit.findings:
+            say(f"  audit {finding.severity}: {finding.message}")
     for sample_id, reason in facts["skipped"].items():
         say(f"  skipped: {sample_id}: {reason}")
 

@@ -35,6 +35,7 @@ def tune_store(
     partition: Annotated[str | None, typer.Option(help="As for 'extract'.")] = None,
     dataset_args: DatasetArgs = None,
     tag: Annotated[str, typer.Option(help="The pilot is kept as BACKBONE@TAG.")] = "tune",
+    accept_audit: Annotated[bool, typer.Option("--accept-audit", help="As for 'extract'.")] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Replace a pilot that was made with other options.")
     ] = False,
@@ -69,6 +70,7 @@ def tune_store(
     opened = open_options(bands, units, partition, dataset_args)
     source = open_dataset(dataset, data_root, opened)
     options = ExtractOptions(
+        accept_audit=accept_audit,
         weights=weights,
         input_size=input_size,
         what=what,  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""Looks at images before the first forward pass: are they what the sensor gives and the backbone expects?"""
+"""Looks at images before the first forward pass: whether they are what the sensor gives and the backbone expects."""

@@ -17,10 +17,6 @@ from embedcache.audit.record import Audit, BandStatistics
 from embedcache.audit.sample import ImageSample, read_sample
 from embedcache.datasets._spec import SampleSource
 from embedcache.preprocessing import Preprocessing
-from embedcache_stores.manifest import StoreManifest
-
-ATTRIBUTE = "audit"
-"""Where a store keeps it, among its attributes."""
 
 
 def audit_images(
@@ -60,12 +56,6 @@ def audit_images(
         findings=findings(sample, source.info.units, preprocessing, absent),
         accepted=accepted,
     )
-
-
-def recorded_audit(found: StoreManifest | None) -> Audit | None:
-    """Return the audit that a store keeps; None where there is no store, or it was made before there were audits."""
-    kept = found.attrs.get(ATTRIBUTE) if found is not None else None
-    return None if kept is None else Audit.from_json(kept)
 
 
 def _statistics(sample: ImageSample, band: str, preprocessing: Preprocessing) -> BandStatistics:

@@ -1,8 +1,8 @@
-"""The checks of an audit, on a sample of images: units, constant bands, nodata, band order, the backbone's own range."""
+"""The checks of an audit, on a sample of images: units, constant bands, nodata, band order, range."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Final
 
 import numpy as np
@@ -101,7 +101,7 @@ def _nodata(sample: ImageSample) -> Iterator[Finding]:
         yield _warning("nodata", (), f"{_percent(sample.empty)} of the pixels are 0 in every band: nodata, or borders")
 
 
-def _scale(sample: ImageSample, units: str) -> Iterator[Finding]:
+def _scale(sample: ImageSample, units: str) -> Iterator[Finding]:  # noqa: PLR0912 - one table of causes
     """Whether values have the magnitude of their units, judged by the brightest band."""
     p99 = {b: float(np.percentile(sample[b], 99)) for b in sample.bands if sample[b].size and np.any(sample[b])}
     if not p99:
@@ -153,7 +153,7 @@ def _scale(sample: ImageSample, units: str) -> Iterator[Finding]:
 
 
 def _eight_bits(sample: ImageSample, units: str) -> Iterator[Finding]:
-    """An 8-bit layer among reflectances: true colour under another band's name."""
+    """Find an 8-bit layer among reflectances: true colour under another band's name."""
     if units != "dn":
         return
     middles = {b: float(np.median(sample[b])) for b in sample.bands if sample[b].size}
@@ -186,7 +186,7 @@ def _order(sample: ImageSample, units: str) -> Iterator[Finding]:
 
 
 def _range(sample: ImageSample, preprocessing: Preprocessing) -> Iterator[Finding]:
-    """What the backbone is given, against what it was trained on."""
+    """Compare what the backbone is given with what it was trained on."""
     for i, (band, source) in enumerate(zip(preprocessing.bands, preprocessing.source_bands, strict=True)):
         values = sample[source] * preprocessing.gain[i]
         if not values.size or values.min() == values.max():

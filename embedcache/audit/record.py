@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from embedcache.errors import AuditError
+from embedcache_stores.manifest import StoreManifest
 
+ATTRIBUTE: Final = "audit"
+"""Where a store keeps its audit, among its attributes."""
 Check = Literal["units", "order", "constant", "nodata", "range", "missing", "unreadable"]
 
 
@@ -64,6 +67,14 @@ class Audit:
         """Findings to read, and to go on."""
         return tuple(f for f in self.findings if f.severity == "warning")
 
+    def summary(self) -> str:
+        """Return how much was read and found, in a few words."""
+        kinds = (("error", len(self.errors)), ("warning", len(self.warnings)))
+        counts = [f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in kinds if n]
+        accepted = ", accepted" if self.errors and self.accepted else ""
+        read = f"{self.images} of {self.of} images read as {self.units} (1 % ... median ... 99 %)"
+        return f"{read}: {' and '.join(counts) or 'nothing is amiss'}{accepted}"
+
     def refuse(self, what: str) -> None:
         """Raise if there are errors that were not accepted.
 
@@ -104,3 +115,9 @@ class Audit:
             findings=tuple(Finding(**{**f, "bands": tuple(f["bands"])}) for f in data["findings"]),
             bands={name: BandStatistics(**s) for name, s in data["bands"].items()},
         )
+
+
+def recorded_audit(found: StoreManifest | None) -> Audit | None:
+    """Return the audit that a store keeps; None where there is no store, or it was made before there were audits."""
+    kept = found.attrs.get(ATTRIBUTE) if found is not None else None
+    return None if kept is None else Audit.from_json(kept)

@@ -47,12 +47,13 @@ class ImageSample:
     @property
     def images(self) -> int:
         """How many were read."""
-        return self.constant.shape[1]
+        return int(self.constant.shape[1])
 
     def __getitem__(self, band: str) -> npt.NDArray[np.float64]:
         """Return a band's pixels without the filled ones; empty where it could not be read."""
-        values = self.pixels[self.bands.index(band)]
-        return values[~np.isnan(values)]
+        values: npt.NDArray[np.float64] = self.pixels[self.bands.index(band)]
+        known: npt.NDArray[np.float64] = values[~np.isnan(values)]
+        return known
 
 
 def read_sample(source: SampleSource, indices: Sequence[int], used: Sequence[str]) -> ImageSample:

@@ -94,7 +94,7 @@ _RULES: Final = (
     _Rule(
         ("BLUE", "RED", "NIR", "SWIR_1"),
         lambda c: c["BLUE"] > 1.15 * c["RED"],
-        lambda c: (c["SWIR_1"] > 2000) & (c["SWIR_1"] > 1.1 * c["NIR"]),
+        lambda c: (c["SWIR_1"] > 2000) & (c["SWIR_1"] > 1.2 * c["NIR"]),
         0.15,
         0.30,
         ("BLUE", "RED"),
@@ -168,13 +168,16 @@ def _correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> floa
 
 
 def _exchange(c: Cells) -> tuple[str, ...]:
-    """Return the two bands which, exchanged, break no rule (or all bands: the opposite order); empty if there are none."""
+    """Return two bands which, exchanged, break no rule; all bands if the opposite order does; or none."""
     names = [b for b in _ORDERED if b in c]
     now = _total(c)
-    tried = {pair: _total(_swapped(c, pair, pair[::-1])) for pair in itertools.combinations(names, 2)}
-    tried[tuple(names)] = _total(_swapped(c, names, names[::-1]))
-    best = min(tried, key=lambda bands: tried[bands])
-    return best if tried[best] < 0.2 * now else ()
+    tried: dict[tuple[str, ...], float] = {
+        pair: _total(_swapped(c, pair, pair[::-1])) for pair in itertools.combinations(names, 2)
+    }
+    best = min(tried, key=lambda pair: tried[pair], default=())
+    if best and tried[best] < 0.2 * now:
+        return best
+    return tuple(names) if _total(_swapped(c, names, names[::-1])) < 0.2 * now else ()
 
 
 def _swapped(c: Cells, to: tuple[str, ...] | list[str], of: tuple[str, ...] | list[str]) -> Cells:
