@@ -20,7 +20,8 @@ _MOST_VALUES = 64 << 20
 _PIXELS = 4096
 """Pixels kept of each image, on an even grid."""
 _GRID = 8
-"""Each image is cut into 8 x 8 parts, whose mean spectra are judged: noise averages out."""
+"""Each image is cut into at most 8 x 8 parts, of at least 8 x 8 px, whose mean spectra are judged: noise averages out."""
+_PART_PX = 8
 _FILL_BELOW: Final = {"dn": -900.0, "reflectance": -0.5, "uint8": -0.5, "unit": -0.5}
 """No reflectance is as dark as this, and no picture: -9999, -32768 and the like stand for no data."""
 
@@ -146,7 +147,8 @@ def _means(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     total, count = np.where(known, image, 0.0), known.astype(np.float64)
     for axis in (1, 2):
         length = image.shape[axis]
-        starts = np.arange(min(_GRID, length)) * length // min(_GRID, length)
+        parts = max(1, min(_GRID, length // _PART_PX))
+        starts = np.arange(parts) * length // parts
         total, count = (np.add.reduceat(a, starts, axis=axis) for a in (total, count))
     means = np.full(total.shape, np.nan)
     np.divide(total, count, out=means, where=count > 0)
