@@ -20,7 +20,7 @@ _MOST_VALUES = 64 << 20
 _PIXELS = 4096
 """Pixels kept of each image, on an even grid."""
 _GRID = 8
-"""Each image is cut into at most 8 x 8 parts, of at least 8 x 8 px, whose mean spectra are judged: noise averages out."""
+"""Each image is cut into 8 x 8 parts, or fewer of 8 x 8 px, whose mean spectra are judged: noise averages out."""
 _PART_PX = 8
 _FILL_BELOW: Final = {"dn": -900.0, "reflectance": -0.5, "uint8": -0.5, "unit": -0.5}
 """No reflectance is as dark as this, and no picture: -9999, -32768 and the like stand for no data."""
