@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,16 @@ class Answers:
     """Class index, 0/1 per class, or mask on the grid of the logits; None where it is not known."""
 
 
-def features_for(record: RunRecord, head: TrainedHead, cache: Location, dataset: str | None = None) -> Ensemble:
+def features_for(
+    record: RunRecord,
+    head: TrainedHead,
+    cache: Location,
+    dataset: str | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Ensemble:
     """Open the features that a head was trained on, or another dataset's from the same backbones.
+
+    ``on_note`` is told where the record's own stores are not there to compare the other dataset's with.
 
     Raises
     ------
@@ -72,7 +80,7 @@ def features_for(record: RunRecord, head: TrainedHead, cache: Location, dataset:
                 f"the head reads channels {dict(record.channels)} of {record.features!r}; the stores of {dataset!r} "
                 f"have {found}."
             )
-    _refuse_other_recipe(record, features, cache)
+    _refuse_other_recipe(record, features, cache, on_note)
     return features
 
 
@@ -204,11 +212,18 @@ def _channels(features: Ensemble, config: TrainConfig) -> dict[str, slice]:
     return features.channels(f"pooled_{config.pooled}")
 
 
-def _refuse_other_recipe(record: RunRecord, features: Ensemble, cache: Location) -> None:
+def _refuse_other_recipe(
+    record: RunRecord, features: Ensemble, cache: Location, on_note: Callable[[str], None] | None
+) -> None:
     """Compare with the record's own stores, where they are at hand: equal shapes are no proof of equal features."""
     try:
         own = open_recorded(record, cache)
-    except (StoreNotFoundError, SettingError):
+    except (StoreNotFoundError, SettingError) as error:
+        if on_note is not None:
+            on_note(
+                f"whether {features.dataset!r} was encoded as {record.dataset!r}, on which the head was trained, is "
+                f"not known, only that shapes are equal: {error}"
+            )
         return
     for then, now in zip(own.stores, features.stores, strict=True):
         if differ := difference(then.manifest.provenance, now.manifest.provenance):

@@ -166,7 +166,8 @@ def write_masks(
                 scores.update(labels[i : i + 1].numpy(), confidence[i : i + 1].numpy(), one.targets[i][None])
                 scored += 1
     pd.DataFrame(listed, columns=["sample_id", "split", "mask"]).to_csv(folder / "masks.csv", index=False)
-    return {"samples": len(listed), "scored": scored, "scores": scores.compute() if scored else {}}
+    known = scores.confusions.any()  # masks of which every pixel is ignored score nothing
+    return {"samples": len(listed), "scored": scored, "scores": scores.compute() if known else {}}
 
 
 def write_summary(folder: Path, facts: Mapping[str, Any]) -> None:

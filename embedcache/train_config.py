@@ -151,7 +151,7 @@ def channel_range(text: str) -> slice:
         If it is something else.
     """
     start, colon, stop = text.partition(":")
-    if not colon or not (start or "0").isdigit() or not (stop or "0").isdigit():
+    if not colon or not (start or "0").isdecimal() or not (stop or "0").isdecimal():
         raise SettingError(f"--channels must be START:STOP in whole numbers, such as 0:512, got {text!r}.")
     return slice(int(start or 0), int(stop) if stop else None)
 

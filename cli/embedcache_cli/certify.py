@@ -50,7 +50,7 @@ def certify(
     batch_size: Annotated[int | None, typer.Option(help="Samples per step.  [default: by number of rows]")] = None,
     learning_rate: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 1e-3,
     decoder_channels: Annotated[int, typer.Option(help="Channels inside upernet and fcn.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of the run.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the run.")] = 0,
     device: Device = "auto",
     json: Json = False,
 ) -> None:

@@ -100,7 +100,7 @@ def predict(
         rows = rows_of(pictures.splits, split or "all", name)
         answers = _without_lost(answer_images(made, head, plans, rows.tolist()), lost)
     else:
-        view = features_for(made, head, place, dataset)
+        view = features_for(made, head, place, dataset, lambda note: tell(f"note: {note}"))
         rows = rows_of(view.split, split or ("test" if view.dataset == made.dataset else "all"), view.dataset)
         name, ids = view.dataset, [str(i) for i in view.sample_ids]
         ignore = view.stores[0].manifest.attrs.get("ignore_index")

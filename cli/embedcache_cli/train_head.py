@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedcache_cli.console import print_json, say, table, tell
-from embedcache_cli.options import Cache, Device, Json, NamedSplit, Out
+from embedcache_cli.options import Device, Json, NamedSplit, Out
 
 if TYPE_CHECKING:
     from embedcache.ensemble import Ensemble
@@ -66,7 +66,15 @@ def train_head(
     features: Annotated[
         list[str] | None, typer.Option("--features", help="Store, or ensemble a+b+c; repeat to compare several.")
     ] = None,
-    cache: Cache = "cache",
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            "--cache",
+            help="Directory of feature stores, or s3://, gs://, az:// BUCKET/PREFIX.  [default: cache; with "
+            "--from-record, where the record found them]",
+            metavar="PLACE",
+        ),
+    ] = None,
     head: Annotated[
         str,
         typer.Option(
@@ -82,7 +90,7 @@ def train_head(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs; their seeds are 0, 1, 2 ...")] = 10,
-    seed: Annotated[int | None, typer.Option(min=0, help="Run this one seed only.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Run this one seed only.")] = None,
     split: NamedSplit = None,
     pooled: Annotated[str, typer.Option(help="Pooled vectors to use: mean or cls.")] = "mean",
     channels: Annotated[str | None, typer.Option(help="START:STOP of the joined channels of pooled vectors.")] = None,
@@ -137,7 +145,7 @@ def train_head(
     from embedcache.trials import TrialOptions
 
     where = choose_device(device)
-    budget = None if memory is None else int(memory * 1e9)
+    budget = None if memory is None else int(min(memory * 1e9, 2**62))
     if from_record is not None:
         if dataset or features or split:
             raise SettingError("--from-record says all that is to be run; leave --dataset, --features and --split out.")
@@ -146,7 +154,7 @@ def train_head(
     if not dataset or not features:
         raise SettingError("'train-head' needs --dataset and --features (or --from-record FILE).")
     dataset = dataset_name(dataset)
-    views = [open_ensemble(cache, dataset, name, split) for name in dict.fromkeys(features)]
+    views = [open_ensemble(cache or "cache", dataset, name, split) for name in dict.fromkeys(features)]
     head = head or ("upernet" if views[0].task == "segmentation" else "linear")
     given: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay, "c": c, "k": k}
     fixed = {name: value for name, value in given.items() if value is not None}
@@ -285,7 +293,7 @@ def _levels(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [p.strip() for p in text.split(",")]
-    if not all(p.isdigit() for p in parts):
+    if not all(p.isdecimal() for p in parts):
         raise SettingError(f"--levels must be whole numbers such as 0,2 (0 is the finest), got {text!r}.")
     return tuple(int(p) for p in parts)
 
@@ -311,13 +319,13 @@ def _show_plans(
             say(line)
 
 
-def _rerun(path: Path, cache: str, device: str, budget: int | None, *, json: bool) -> None:
+def _rerun(path: Path, cache: str | None, device: str, budget: int | None, *, json: bool) -> None:
     """Run what a record says, and say by how much the scores differ."""
     from embedcache.evaluation.record import load_record
     from embedcache.rerun import rerun
 
     record: RunRecord = load_record(path)
-    again = rerun(record, cache, device, budget)
+    again = rerun(record, cache or record.cache, device, budget)
     pairs = {k: (record.test.get(k), v) for k, v in again.test.items()}
     if json:
         print_json({"record": str(path), "failed": again.failed, "then_and_now": pairs})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,7 +131,8 @@ def load_record(path: Path) -> RunRecord:
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, RecordError):
             raise
-        raise RecordError(f"{str(path)!r} is not a result record ({error}). Remove it, and train again.") from error
+        what = "Remove it, and train again" if _is_record(path) else "Records are the seed-K.json of a results folder"
+        raise RecordError(f"{str(path)!r} is not a result record ({error}). {what}.") from error
 
 
 def save_runs_table(root: str | os.PathLike[str]) -> Path:
@@ -177,6 +179,11 @@ def save_runs_table(root: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _is_record(path: Path) -> bool:
+    """Whether a path is a record's by its name; a copy beside it is none."""
+    return path.is_file() and re.fullmatch(r"seed-\d+\.json", path.name) is not None
+
+
 def find_records(root: str | os.PathLike[str]) -> Iterator[RunRecord]:
     """Yield every record under a folder, by dataset, features, configuration and seed.
 
@@ -186,7 +193,8 @@ def find_records(root: str | os.PathLike[str]) -> Iterator[RunRecord]:
         If the folder does not exist or holds none.
     """
     folder = Path(root)
-    paths = sorted(folder.glob("*/*/*/seed-*.json"), key=lambda p: (*p.parts[:-1], int(p.stem.removeprefix("seed-"))))
+    there = (p for p in folder.glob("*/*/*/seed-*.json") if _is_record(p))
+    paths = sorted(there, key=lambda p: (*p.parts[:-1], int(p.stem.removeprefix("seed-"))))
     if not paths:
         found = "holds no result record" if folder.is_dir() else "does not exist"
         raise RecordError(f"results folder {str(folder)!r} {found}; 'embedcache train-head --out {folder}' makes them.")

@@ -107,7 +107,7 @@ def test_the_default_chooses_by_trials_and_runs_every_seed(head: Cli, cli: Cli, 
     assert re.search(r"^m-x +a\+b +linear +[\d.]+ +[\d.]+ +[\d.]+ to [\d.]+ +4$", again.out, re.MULTILINE)
 
     file = next((tmp_path / "results").rglob("seed-1.json"))
-    same = cli("train-head", "--from-record", file, "--cache", cache, cwd=tmp_path, env=ONE_THREAD)
+    same = cli("train-head", "--from-record", file, cwd=tmp_path, env=ONE_THREAD)  # the record knows the cache
     assert same.code == 0, same.err
     assert "accuracy: the same, seed 1 of a+b" in same.out
     pairs = json.loads(
@@ -127,7 +127,7 @@ def test_the_default_chooses_by_trials_and_runs_every_seed(head: Cli, cli: Cli, 
             {"head": "mlp", "hidden": 8, "weight_decay": 0.5},
         ),
         (("--head", "logistic", "--c", "0.1"), {"head": "logistic", "c": 0.1}),
-        (("--trials", "0", "--channels", "2:6"), {"channels": "2:6"}),
+        (("--trials", "0", "--channels", "2:6", "--memory", "inf"), {"channels": "2:6"}),
     ],
     ids=" ".join,
 )
@@ -176,7 +176,8 @@ def test_a_plan_trains_nothing(head: Cli, tmp_path: Path) -> None:
         (("--pooled", "cls"), {}, ("no pooled vectors 'cls'", "it has mean")),
         (("--learning-rate", "nan"), {}, ("--learning-rate must be a finite number",)),
         (("--learning-rate", "1e38"), {}, ("every run was given up", "seed 0 became", "lower --learning-rate")),
-        (("--from-record", "x.json"), {}, ("--from-record", "leave --dataset and --features out")),
+        (("--from-record", "x.json"), {}, ("--from-record", "leave --dataset, --features and --split out")),
+        (("--channels", "0:²"), {}, ("--channels must be START:STOP",)),
         ((), {"dataset": "m-nan"}, ("2 feature vectors of 'a' are not finite", "row 9 ('s9')")),
         ((), {"features": "c"}, ("c",)),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from typer.testing import CliRunner
 from embedcache.ensemble import open_ensemble
 from embedcache.errors import EmbedcacheError, SampleError, SettingError, WeightsError
 from embedcache.evaluation.record import load_record, save_record
-from embedcache.prediction_output import file_names
+from embedcache.prediction import Answers, features_for
+from embedcache.prediction_output import file_names, write_masks
 from embedcache.protocol import run_protocol
 from embedcache.train_config import TrainConfig
 from embedcache.trained_head import load_head
@@ -176,6 +178,13 @@ def test_a_head_goes_to_another_dataset_of_the_same_backbones_and_no_other(work:
         store(f"folder:{tmp_path}/more", root / "cache", **changes)
         with pytest.raises(SettingError, match=fragment):
             run(path, "--cache", root / "cache", "--dataset", "more", "--out", tmp_path / "no")
+    with pytest.raises(SettingError, match="weights"):  # of the dataset itself: the head's own store says so
+        run(path, "--cache", root / "cache", "--dataset", "more", "--out", tmp_path / "no")
+    shutil.rmtree(root / "cache" / "chips" / "sam2_hiera_tiny.zarr")
+    notes: list[str] = []
+    features_for(*load_head(path), root / "cache", "more", notes.append)
+    assert len(notes) == 1
+    assert re.search("encoded as 'chips'.* is not known, only that shapes are equal: no features", notes[0])
     shutil.rmtree(root / "cache" / "more" / "sam2_hiera_tiny.zarr")
     wrong = dataclasses.replace(
         load_record(path), channels={"sam2_hiera_tiny": [0, 5], "sam2_hiera_tiny@small": [5, 9]}
@@ -185,6 +194,17 @@ def test_a_head_goes_to_another_dataset_of_the_same_backbones_and_no_other(work:
     with pytest.raises(WeightsError, match=r"scale\.mean is \(1536,\), not \(9,\)"):
         run(tmp_path / "odd" / path.name, "--cache", root / "cache")
     assert not (tmp_path / "no").exists()
+
+
+def test_masks_without_a_labelled_pixel_score_nothing_and_lose_nothing(work: Path, tmp_path: Path) -> None:
+    record, _ = load_head(record_of(work, "m-seg", "fcn"))
+    logits = torch.randn(2, len(record.class_names), 4, 4)
+    unknown = [np.full((4, 4), 255, np.int16)] * 2
+    facts = write_masks(
+        record, [Answers(["a", "b"], ["test"] * 2, logits, unknown)], tmp_path, ["a", "b"], ignore_index=255
+    )
+    assert facts == {"samples": 2, "scored": 2, "scores": {}}
+    assert (tmp_path / "masks" / "b.png").is_file()
 
 
 def test_maps_of_other_grids_are_refused(work: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,9 @@ def test_records_are_found_in_order_whatever_was_written_first(tmp_path: Path) -
         for dataset in ("m-b", "m-a"):
             record = some(seed=seed, dataset=dataset)
             save_record(place(tmp_path, record) / f"seed-{seed}.json", record)
+    shutil.copy(
+        place(tmp_path, some(dataset="m-a")) / "seed-9.json", place(tmp_path, some(dataset="m-a")) / "seed-9 copy.json"
+    )
     (tmp_path / "m-a/prithvi+hiera/linear-trials-12345678").mkdir()
     (tmp_path / "m-a/prithvi+hiera/linear-trials-12345678/choice.json").write_text("{}")
     found = list(find_records(tmp_path))
@@ -130,6 +134,16 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str, said: str) -> N
         list(find_records(tmp_path))
     with pytest.raises(RecordError, match=r"absent\.json"):
         load_record(tmp_path / "absent.json")
+
+
+def test_nobody_is_told_to_remove_what_was_never_a_record(tmp_path: Path) -> None:
+    (tmp_path / "photo.json").write_text("{}")
+    (tmp_path / "seed-3.json").write_text("{")
+    for name in ("photo.json", "absent.json", "."):
+        with pytest.raises(RecordError, match=r"Records are the seed-K\.json of a results folder\.$"):
+            load_record(tmp_path / name)
+    with pytest.raises(RecordError, match=r"Remove it, and train again\.$"):
+        load_record(tmp_path / "seed-3.json")
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
