@@ -292,6 +292,11 @@ def _check_classes(features: Ensemble, splits: dict[str, Vectors], num_classes: 
         raise DatasetError(
             f"the training split of {features.dataset!r} holds a single class, {only!r}; a head cannot learn from that."
         )
+    if features.task == "multilabel" and not present["train"]:
+        raise DatasetError(
+            f"no class is there in any sample of the training split of {features.dataset!r}; a head cannot learn from "
+            "that."
+        )
     unseen = sorted((present["val"] | present["test"]) - present["train"])
     if unseen:
         return [f"classes missing from train: {', '.join(names[c] for c in unseen)}"]

@@ -226,6 +226,9 @@ def _alone(folder: Path) -> Iterator[None]:
     """Keep other processes' results out meanwhile: several that run one study tell each trial once, in order."""
     with (folder / LOCK_FILE).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file, and with the process
+        (folder / f"{STUDY_FILE}.lock").unlink(
+            missing_ok=True
+        )  # Optuna's own, of one that was killed: it waits for 30 s
         yield
 
 

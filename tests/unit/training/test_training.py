@@ -279,6 +279,9 @@ def test_data_that_cannot_be_learned_from_are_said(make: Make, blobs: Blobs, bud
         load_pooled(Ensemble([make("nan", bad, label, split)]), budget_bytes=budget)
     with pytest.raises(DatasetError, match="no 'val' samples"):
         load_pooled(Ensemble([make("noval", x, label, ["train", "test"] * 120)]), budget_bytes=budget)
+    several = np.eye(3)[label] * (np.array(split) != "train")[:, None]
+    with pytest.raises(DatasetError, match="no class is there in any sample of the training split"):
+        load_pooled(Ensemble([make("none", x, several, split, task="multilabel")]), budget_bytes=budget)
     with pytest.raises(DatasetError, match="single class, 'class 1'"):
         load_pooled(Ensemble([make("one", x, np.ones_like(label), split)]), budget_bytes=budget)
     with pytest.raises(DatasetError, match="label 3 of 'm-x' is outside its 3 classes"):

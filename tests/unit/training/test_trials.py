@@ -99,6 +99,15 @@ def test_two_at_once_tell_each_trial_once(pooled: Pooled, tmp_path: Path, monkey
         assert [a.result() for a in asked] == [alone, alone]
 
 
+def test_a_lock_of_a_killed_process_stops_nobody(pooled: Pooled, tmp_path: Path) -> None:
+    alone = choose(pooled, CONFIG, OPTIONS, tmp_path / "alone")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / f"{STUDY_FILE}.lock").symlink_to(tmp_path / "killed" / STUDY_FILE)
+    start = time.monotonic()
+    assert choose(pooled, CONFIG, OPTIONS, tmp_path / "killed") == alone
+    assert time.monotonic() - start < 20
+
+
 def test_the_sampler_learns_from_one_batch_to_the_next(pooled: Pooled, tmp_path: Path) -> None:
     """With scores that grow with the learning rate, later trials have larger ones than random trials."""
 
