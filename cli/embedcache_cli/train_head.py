@@ -184,6 +184,7 @@ def train_head(
         order=order.value,
         **fixed,
     )
+    _check_heeded(config)
     options = TrialOptions(count=count, batch=trial_batch) if count else None
     wanted = [seed] if seed is not None else list(range(seeds))
     if plan:
@@ -285,6 +286,22 @@ def _check_fixed(head: str, fixed: dict[str, Any], trials: int | None) -> None:
             raise SettingError(f"head {head!r} has no {flag}; it has {flags}.")
         if trials:
             raise SettingError(f"--trials chooses {flag} itself; give one of the two, or --trials 0.")
+
+
+def _check_heeded(config: TrainConfig) -> None:
+    """Refuse a setting that the head would say nothing to."""
+    from embedcache.errors import SettingError
+    from embedcache.heads._registry import get_head, list_heads
+    from embedcache.heads._spec import NOT_FOR_ALL
+    from embedcache.train_config import TrainConfig
+
+    usual = TrainConfig()
+    for name in NOT_FOR_ALL:
+        if name not in get_head(config.head).heeds and getattr(config, name) != getattr(usual, name):
+            able = [h for h in list_heads() if name in get_head(h).heeds]
+            raise SettingError(
+                f"head {config.head!r} has no --{name.replace('_', '-')}; heads that have it are {', '.join(able)}."
+            )
 
 
 def _levels(text: str | None) -> tuple[int, ...] | None:

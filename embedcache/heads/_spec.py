@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from embedcache_stores.schema import LevelSpec
 
 
+NOT_FOR_ALL = ("loss", "class_weights", "label_smoothing", "batch_norm", "dropout")
+"""Settings that some heads have and others do not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """Static facts of one head; exactly one of the three ways to make it is given."""
@@ -32,6 +36,8 @@ class HeadSpec:
     """``decode(members, num_classes, generator, config)``: one untrained head on feature maps. ``members`` lists each
     store's levels, finest first. ``forward(maps)`` takes maps in the same nesting, each ``(b, channel, y, x)``, and
     returns logits ``(b, class, y, x)`` on whatever grid it has; training resizes them to the masks."""
+    heeds: tuple[str, ...] = ()
+    """Which of :data:`NOT_FOR_ALL` change what it learns."""
     learning_rates: tuple[float, float] = (1e-4, 1e-1)
     """Range that trials search."""
     weight_decays: tuple[float, float] = (1e-6, 1e-1)

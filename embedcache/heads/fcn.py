@@ -61,6 +61,7 @@ SPEC = HeadSpec(
     title="small convolutional decoder on feature maps",
     tasks=("segmentation",),
     decode=decode,
+    heeds=("loss", "class_weights", "label_smoothing", "dropout"),
     # Batch normalisation after every convolution, as in `upernet`: the same ranges, for the same reasons.
     learning_rates=(1e-4, 1e-2),
     weight_decays=(1e-4, 1e-1),

@@ -53,4 +53,5 @@ SPEC = HeadSpec(
     title="linear projection of pooled vectors",
     tasks=("classification", "multilabel"),
     stack=LinearHeads,
+    heeds=("class_weights", "label_smoothing", "batch_norm"),
 )

@@ -62,6 +62,7 @@ SPEC = HeadSpec(
     title="linear projection at every position of the feature maps",
     tasks=("segmentation",),
     decode=decode,
+    heeds=("loss", "class_weights", "label_smoothing", "batch_norm", "dropout"),
     # Convex on standardised features, like `linear`, so the same wide ranges do no harm.
     learning_rates=(1e-4, 1e-1),
     weight_decays=(1e-6, 1e-1),

@@ -103,5 +103,6 @@ SPEC = HeadSpec(
     title="logistic regression (L-BFGS)",
     tasks=("classification", "multilabel"),
     fit=fit_logistic,
+    heeds=("class_weights",),
     grid=("c", tuple(float(c) for c in np.logspace(-5, 4, 10).round(10))),
 )

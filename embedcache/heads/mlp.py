@@ -35,5 +35,6 @@ SPEC = HeadSpec(
     title="one hidden layer on pooled vectors",
     tasks=("classification", "multilabel"),
     stack=MlpHeads,
+    heeds=("class_weights", "label_smoothing", "batch_norm", "dropout"),
     learning_rates=(1e-5, 1e-2),
 )

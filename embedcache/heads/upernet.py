@@ -115,6 +115,7 @@ SPEC = HeadSpec(
     title="UPerNet: pyramid pooling and a feature pyramid network on feature maps",
     tasks=("segmentation",),
     decode=decode,
+    heeds=("loss", "class_weights", "label_smoothing", "dropout"),
     # MMSegmentation trains UPerNet with AdamW at 6e-5 together with a backbone; alone and from scratch, with batch
     # normalisation after every convolution, it bears and wants more. A decay below 1e-4 changes nothing at such rates.
     learning_rates=(1e-4, 1e-2),

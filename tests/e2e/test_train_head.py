@@ -167,6 +167,8 @@ def test_a_plan_trains_nothing(head: Cli, tmp_path: Path) -> None:
         (("--trials", "8", "--learning-rate", "0.1"), {}, ("--trials", "--learning-rate", "--trials 0")),
         (("--c", "2"), {}, ("'linear' has no --c", "--learning-rate and --weight-decay")),
         (("--head", "knn", "--learning-rate", "0.1"), {}, ("'knn' has no --learning-rate", "it has --k")),
+        (("--loss", "dice"), {}, ("'linear' has no --loss", "fcn, linear-seg, upernet")),
+        (("--head", "knn", "--class-weights", "balanced"), {}, ("'knn' has no --class-weights", "linear", "logistic")),
         (("--head", "liner"), {}, ("'liner' is not known", "did you mean", "'linear'")),
         (("--head", "upernet"), {}, ("'upernet' learns segmentation", "classification", "logistic")),
         (("--channels", "3:99"), {}, ("--channels 3:99", "8 channels")),

@@ -18,6 +18,7 @@ from embedcache.ensemble import Ensemble
 from embedcache.errors import DatasetError, FeatureError, SettingError
 from embedcache.evaluation.record import load_record
 from embedcache.heads._registry import get_head
+from embedcache.heads._spec import NOT_FOR_ALL
 from embedcache.protocol import run_protocol
 from embedcache.rerun import rerun
 from embedcache.shuffling import shuffled
@@ -355,3 +356,16 @@ def test_a_plan_tells_sizes_before_anything_is_trained(make_dense: MakeDense) ->
     assert plan.parameters == 3 * (6 + 8 + 8 + 8) + 3
     assert (plan.stack, plan.batch_size, plan.resident) == (16, 7, True)
     assert "held in memory" in plan.lines()[2]
+
+
+@pytest.mark.parametrize("head", ["linear-seg", "fcn", "upernet"])
+def test_a_head_heeds_the_settings_that_it_names_and_no_others(make_dense: MakeDense, head: str) -> None:
+    view, config = Ensemble([make_dense("one", PYRAMID)]), CONFIG.with_(head=head, epochs=1)
+    plain = train(load_data(view, config), [Run(config, 0)])[0].state
+    other = {"loss": "dice", "class_weights": "balanced", "label_smoothing": 0.3, "batch_norm": True, "dropout": 0.5}
+    assert set(other) == set(NOT_FOR_ALL)
+    for name, value in other.items():
+        changed = config.with_(**{name: value})
+        state = train(load_data(view, changed), [Run(changed, 0)])[0].state
+        same = state.keys() == plain.keys() and all(torch.equal(state[k], plain[k]) for k in plain)
+        assert same == (name not in get_head(head).heeds), name

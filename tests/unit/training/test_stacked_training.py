@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from embedcache.ensemble import Ensemble
 from embedcache.errors import SettingError
 from embedcache.heads._registry import get_head
+from embedcache.heads._spec import NOT_FOR_ALL
 from embedcache.loading import PooledData, load_pooled
 from embedcache.shuffling import shuffled
 from embedcache.stacked_training import most_runs
@@ -316,3 +317,15 @@ def test_the_cache_directory_is_not_written(view: Ensemble, tmp_path: Path) -> N
     before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "cache").rglob("*"))
     train(load_pooled(view, budget_bytes=0), some_runs(QUICK))
     assert before == sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "cache").rglob("*"))
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "logistic", "knn"])
+def test_a_head_heeds_the_settings_that_it_names_and_no_others(pooled: Pooled, head: str) -> None:
+    data, config = pooled(), QUICK.with_(head=head, epochs=1)
+    plain = train_head(data, config, 0).state
+    other = {"loss": "dice", "class_weights": "balanced", "label_smoothing": 0.3, "batch_norm": True, "dropout": 0.5}
+    assert set(other) == set(NOT_FOR_ALL)
+    for name, value in other.items():
+        state = train_head(data, config.with_(**{name: value}), 0).state
+        same = state.keys() == plain.keys() and all(torch.equal(state[k], plain[k]) for k in plain)
+        assert same == (name not in get_head(head).heeds), name
