@@ -152,6 +152,8 @@ def search_combinations(
     ------
     SettingError
         If there are fewer than two names, or one twice.
+    SampleIdMismatchError, StoreNotFoundError
+        If a store has other samples than the first, or not what the head reads; nothing is trained then.
     """
     if len(set(names)) != len(names):
         raise SettingError(f"a search names each store once, got {', '.join(names)}.")
@@ -183,6 +185,8 @@ def search_combinations(
             done[key] = _combination(view, config, result.records)
         return done[key]
 
+    if most > 1:
+        _refuse_what_cannot_be_joined(open_ensemble(cache, dataset, "+".join(names), split), config)
     singles = [evaluated([n]) for n in names]
     if greedy:
         grow(names, singles, most, evaluated, beam)
@@ -202,6 +206,14 @@ def search_combinations(
         records=records,
         split=records[0].split if records else None,
     )
+
+
+def _refuse_what_cannot_be_joined(whole: Ensemble, config: TrainConfig) -> None:
+    """Raise now what would otherwise come up in the middle of the search; opening all has compared their samples."""
+    if whole.task == "segmentation":
+        _ = whole.levels
+    else:
+        whole.read_pooled(config.pooled, np.zeros(0, dtype=np.int64))
 
 
 def grow(

@@ -15,7 +15,7 @@ from embedcache.combinations import Combination, grow, search_combinations, shap
 from embedcache.ensemble import Ensemble
 from embedcache.errors import SettingError
 from embedcache.train_config import TrainConfig
-from embedcache_stores import FeatureStore
+from embedcache_stores import FeatureStore, SampleIdMismatchError, StoreNotFoundError
 
 Make = Callable[..., FeatureStore]
 CONFIG = TrainConfig(epochs=20, learning_rate=3e-2)
@@ -158,6 +158,18 @@ def test_the_front_holds_what_nothing_cheaper_equals() -> None:
         [one("a", 5, 0.6), one("b", 10, 0.6), one("c", 20, 0.9), one("d", 20, 0.8), one("e", 50, 0.89)]
     )
     assert [c.pareto for c in marked] == [True, False, True, False, False]
+
+
+def test_stores_that_cannot_be_joined_are_refused_before_anything_is_trained(
+    cache: Path, tmp_path: Path, make: Make
+) -> None:
+    few = np.zeros((30, 4), dtype=np.float32)
+    make("few", few, np.arange(30) % 4, classes=4)
+    with pytest.raises(SampleIdMismatchError, match=r"'one' and 'few': their sample ids differ \(240 and 30 rows"):
+        search_combinations(cache, "m-x", ["one", "two", "few"], CONFIG, [0], tmp_path / "r")
+    with pytest.raises(StoreNotFoundError, match="no pooled vectors 'cls'"):
+        search_combinations(cache, "m-x", ["one", "two"], CONFIG.with_(pooled="cls"), [0], tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_search_of_one_or_of_a_store_twice_is_refused(cache: Path, tmp_path: Path) -> None:
