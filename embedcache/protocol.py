@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import resource
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 
 from embedcache.dense_data import DenseData
 from embedcache.ensemble import Ensemble
+from embedcache.errors import SettingError
 from embedcache.evaluation.metrics import PRIMARY
 from embedcache.evaluation.record import RECORD_VERSION, RunRecord, load_record, run_folder, save_record
 from embedcache.heads._registry import get_head
@@ -77,7 +79,7 @@ def run_protocol(
     Raises
     ------
     EmbedcacheError
-        If the head cannot learn from these features, before anything is trained.
+        If the head cannot learn from these features, or results cannot be written, before anything is trained.
     """
     spec = head_for(features, config)
     config = settled(features, config)
@@ -86,6 +88,7 @@ def run_protocol(
     def data() -> Data:
         if not loaded:
             loaded.append(load_data(features, config, device, budget_bytes=budget_bytes))
+            _make_folder(Path(out) / features.dataset / features.name)  # before hours of training, not after
         return loaded[0]
 
     choice = None
@@ -113,6 +116,17 @@ def run_protocol(
             save_record(path, record)  # after the weights: a record promises that they are there
     records = [load_record(folder / f"seed-{s}.json") for s in wanted]
     return ProtocolResult(records, choice, len(missing))
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise SettingError(
+            f"results cannot be written to {str(path)!r}: {error.strerror or error}. Choose another --out."
+        ) from error
 
 
 def settled(features: Ensemble, config: TrainConfig) -> TrainConfig:

@@ -115,10 +115,10 @@ def choose(
             return Choice(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise SettingError(f"{str(path)!r} is damaged ({error}). Remove it; its trials are kept.") from error
-    spec = get_head(config.head)
+    spec, loaded = get_head(config.head), data()
     folder.mkdir(parents=True, exist_ok=True)
     run = _grid if spec.grid is not None else _study
-    tried = run(data(), spec, config, options, folder, on_epoch)
+    tried = run(loaded, spec, config, options, folder, on_epoch)
     finished = [t for t in tried if t["score"] is not None]
     if not finished:
         raise SettingError(f"all {len(tried)} trials failed: {tried[0]['failed']}.")
@@ -173,12 +173,17 @@ def _study(
         warnings.simplefilter("ignore")  # Optuna calls its own batch sampling experimental
         with _alone(folder):
             _mend_journal(folder / STUDY_FILE)
-            kept = optuna.create_study(
-                study_name=folder.name,
-                storage=JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))),
-                direction="maximize",
-                load_if_exists=True,
-            )
+            try:
+                kept = optuna.create_study(
+                    study_name=folder.name,
+                    storage=JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))),
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+            except (ValueError, KeyError, TypeError) as error:
+                raise SettingError(
+                    f"{str(folder / STUDY_FILE)!r} is damaged ({error}). Remove it; its trials are run again."
+                ) from error
         batches = math.ceil(options.count / options.batch)
         for number in range(batches):
             first = number * options.batch

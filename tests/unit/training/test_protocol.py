@@ -327,6 +327,16 @@ def test_a_record_survives_json(view: Ensemble, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "copy.json").read_text()) == json.loads(json.dumps(asdict(record)))
 
 
+@pytest.mark.parametrize("trials", [None, TRIALS])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_trained(
+    view: Ensemble, tmp_path: Path, trained: list[list[int]], trials: TrialOptions | None
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(SettingError, match=r"results cannot be written to .*file.*: Not a directory. Choose another"):
+        run_protocol(view, QUICK, [0], tmp_path / "file", trials=trials)
+    assert trained == []
+
+
 def test_two_that_write_the_same_run_at_once_leave_it_whole(
     view: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

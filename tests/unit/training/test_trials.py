@@ -99,6 +99,16 @@ def test_two_at_once_tell_each_trial_once(pooled: Pooled, tmp_path: Path, monkey
         assert [a.result() for a in asked] == [alone, alone]
 
 
+def test_a_damaged_journal_is_named(pooled: Pooled, tmp_path: Path) -> None:
+    choose(pooled, CONFIG, OPTIONS, tmp_path / "study")
+    (tmp_path / "study" / CHOICE_FILE).unlink()
+    file = tmp_path / "study" / STUDY_FILE
+    content = file.read_bytes()
+    file.write_bytes(content[:300] + b"garbage" + content[320:])
+    with pytest.raises(SettingError, match=rf"{STUDY_FILE}' is damaged \(.*Remove it; its trials are run again"):
+        choose(pooled, CONFIG, OPTIONS, tmp_path / "study")
+
+
 def test_a_lock_of_a_killed_process_stops_nobody(pooled: Pooled, tmp_path: Path) -> None:
     alone = choose(pooled, CONFIG, OPTIONS, tmp_path / "alone")
     (tmp_path / "killed").mkdir()
